@@ -1,0 +1,18 @@
+"""Attention: which layers there are, reading their maps, changing them, and the words that they belong to."""
+
+from .align import refine_mapper, swap_mapper, tokens_of, words_and_tokens
+from .control import Chain, Control, Site, sites
+from .maps import AttentionMaps, Capture
+
+__all__ = [
+    "AttentionMaps",
+    "Capture",
+    "Chain",
+    "Control",
+    "Site",
+    "refine_mapper",
+    "sites",
+    "swap_mapper",
+    "tokens_of",
+    "words_and_tokens",
+]

@@ -1,0 +1,191 @@
+"""Attention processors: read or rewrite attention probabilities where asked, leave the fused path alone elsewhere.
+
+Survey Eq. 5: A = softmax(Q K^T / sqrt(d)), with Q from the picture's features and K, V from the text (cross) or from
+the picture itself (self). diffusers computes A V in one fused call and never forms A, so a layer that a `Control`
+wants gets a processor that forms it; all other layers keep theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import EditbookError
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention layer of a U-Net.
+
+    Args:
+        kind: "cross" or "self".
+        side: "down", "mid" or "up".
+        resolution: Height of the layer's feature map, in cells (64, 32, 16, 8 in SD 1.x at 512 px).
+        index: Transformer block, numbered in the order of execution: down, mid, up.
+        height: As `resolution`.
+        width: Width of the feature map, in cells.
+    """
+
+    kind: str
+    side: str
+    resolution: int
+    index: int
+    height: int
+    width: int
+
+
+def sites(unet: Any, latent_size: tuple[int, int]) -> dict[str, Site]:
+    """All attention layers by the name of their processor, in the order of execution.
+
+    diffusers registers down, up, mid; the numbers here follow execution instead.
+    """
+    levels = len(unet.config.block_out_channels)
+    order = {"down": 0, "mid": 1, "up": 2}
+
+    def place(name: str) -> tuple[str, int]:
+        parts = name.split(".")
+        side = parts[0].removesuffix("_blocks").removesuffix("_block")
+        if side not in order:
+            raise EditbookError(f"The attention layer {name!r} is not of a Stable-Diffusion-shaped U-Net.")
+        block = int(parts[1]) if side != "mid" else levels - 1
+        return side, block if side != "up" else levels - 1 - block
+
+    def key(name: str) -> tuple[int, list[int]]:
+        return order[place(name)[0]], [int(part) for part in name.split(".") if part.isdigit()]
+
+    found: dict[str, Site] = {}
+    blocks: dict[str, int] = {}
+    for name in sorted(unet.attn_processors, key=key):
+        side, depth = place(name)
+        # Odd sizes round up where a stride-2 convolution halves them.
+        height, width = (-(-length // 2**depth) for length in latent_size)
+        transformer, _, layer = name.removesuffix(".processor").rpartition(".")
+        index = blocks.setdefault(transformer, len(blocks))
+        found[name] = Site("self" if layer == "attn1" else "cross", side, height, index, height, width)
+    return found
+
+
+class Control:
+    """Reads or changes attention. Subclasses say which layers they want, and what they do there.
+
+    A control sees the conditional rows only: with guidance the unconditional ones attend to the empty prompt, and
+    methods leave them alone. `step` and `total` are set by the sampler, never counted from calls.
+    """
+
+    step: int = 0
+    total: int = 1
+
+    def wants(self, site: Site) -> bool:
+        """Whether this control ever acts at a layer; at least one layer must match."""
+        raise NotImplementedError
+
+    def active(self, site: Site) -> bool:
+        """Whether it acts there in the current step; if not, the layer runs fused."""
+        return True
+
+    def apply(self, probabilities: torch.Tensor, site: Site) -> torch.Tensor:
+        """The attention probabilities to go on with.
+
+        Args:
+            probabilities: (rows, heads, pixels, tokens), conditional rows only; each row over tokens sums to 1.
+                Not to be changed in place.
+            site: The layer.
+        """
+        raise NotImplementedError
+
+    def begin_step(self, i: int, total: int) -> None:
+        """Called by the sampler before step i of `total`."""
+        self.step, self.total = i, total
+
+    @contextmanager
+    def attached(self, unet: Any, latent_size: tuple[int, int], rows: int) -> Iterator[None]:
+        """A context in which the layers that this control wants report to it; what was set before comes back after.
+
+        Raises:
+            EditbookError: No layer of the U-Net matches.
+        """
+        with _processors(unet, latent_size, rows, [self]):
+            yield
+
+
+class Chain(Control):
+    """Several controls on one U-Net, applied in order at each layer; each must match some layer."""
+
+    def __init__(self, controls: Sequence[Control]) -> None:
+        self.controls = list(controls)
+
+    def begin_step(self, i: int, total: int) -> None:
+        """Pass the step on to every control."""
+        for control in self.controls:
+            control.begin_step(i, total)
+
+    @contextmanager
+    def attached(self, unet: Any, latent_size: tuple[int, int], rows: int) -> Iterator[None]:
+        """As `Control.attached`, for all of them together."""
+        with _processors(unet, latent_size, rows, self.controls):
+            yield
+
+
+@contextmanager
+def _processors(
+    unet: Any, latent_size: tuple[int, int], rows: int, controls: Sequence[Control]
+) -> Iterator[None]:
+    layers = sites(unet, latent_size)
+    before = dict(unet.attn_processors)
+    for control in controls:
+        if not any(control.wants(site) for site in layers.values()):
+            raise EditbookError(
+                f"{type(control).__name__} matches none of the {len(layers)} attention layers; the resolutions here are "
+                f"{sorted({site.resolution for site in layers.values()}, reverse=True)}."
+            )
+    after = dict(before)
+    for name, site in layers.items():
+        wanted = [control for control in controls if control.wants(site)]
+        if wanted:
+            after[name] = _Explicit(site, wanted, before[name], rows)
+    unet.set_attn_processor(after)
+    try:
+        yield
+    finally:
+        unet.set_attn_processor(before)
+
+
+class _Explicit:
+    """A diffusers attention processor that forms the probabilities and shows them to the controls."""
+
+    def __init__(self, site: Site, controls: Sequence[Control], fused: Any, rows: int) -> None:
+        self.site, self.controls, self.fused, self.rows = site, controls, fused, rows
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        active = [control for control in self.controls if control.active(self.site)]
+        if not active:
+            return self.fused(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
+        if attention_mask is not None or attn.norm_cross is not None or attn.group_norm is not None:
+            raise EditbookError("Attention control supports plain Stable Diffusion 1.x layers, without masks or norms.")
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = (
+            projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for projected in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        )
+        probabilities = (query @ key.transpose(-1, -2) * attn.scale).float().softmax(-1).to(query.dtype)
+        edited = probabilities[-self.rows :]
+        for control in active:
+            edited = control.apply(edited, self.site)
+        if edited.shape[-2:] != probabilities.shape[-2:] or len(edited) != self.rows:
+            raise EditbookError(f"A control changed the shape of attention at {self.site} to {tuple(edited.shape)}.")
+        probabilities = torch.cat([probabilities[: -self.rows], edited.to(probabilities)])
+        out = (probabilities @ value).transpose(1, 2).flatten(2)
+        out = attn.to_out[1](attn.to_out[0](out))
+        return out / attn.rescale_output_factor

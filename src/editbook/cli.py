@@ -1,0 +1,222 @@
+"""The `editbook` command. Heavy imports happen inside the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import __version__
+from .errors import EditbookError
+
+
+def _say_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Print an `EditbookError` as one line and exit with 2: it is meant for the user, a traceback is not."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except EditbookError as error:
+            click.echo(f"editbook: {error}", err=True)
+            sys.exit(2)
+
+    return wrapped
+
+
+def _values(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """NAME=VALUE options; values are JSON where they can be read as such, else text."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise EditbookError(f"Write NAME=VALUE, not {pair!r}.")
+        try:
+            values[name.strip()] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name.strip()] = text
+    return values
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="editbook")
+def main() -> None:
+    """Image editing with diffusion models: the book, its methods, its world and its model."""
+
+
+@main.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option("--method", default="prompt-to-prompt", show_default=True, help="See `editbook methods`.")
+@click.option("--source", required=True, help="Prompt that describes the picture as it is.")
+@click.option("--target", required=True, help="Prompt that describes it after the edit.")
+@click.option("--model", "model_name", default="pocket", show_default=True, help='"pocket", a folder, or a hub id.')
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--dtype", default="float32", show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--mask", type=click.Path(path_type=Path), help="Picture that is white where the edit may act.")
+@click.option("-O", "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the method; repeatable.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("out"), show_default=True)
+@_say_errors
+def edit(
+    image: Path,
+    method: str,
+    source: str,
+    target: str,
+    model_name: str,
+    device: str,
+    dtype: str,
+    seed: int,
+    mask: Path | None,
+    options: tuple[str, ...],
+    output: Path,
+) -> None:
+    """Edit the picture IMAGE (PNG, JPEG or WebP); writes the result, the mask and the settings to a folder."""
+    # Everything that can be wrong with the input is found before the model is loaded.
+    from .images import read_image, writable_folder
+
+    values = _values(options)
+    picture = read_image(image)
+    mask_picture = None if mask is None else read_image(mask)
+    folder = writable_folder(output)
+
+    from . import editing, methods
+    from .model import load
+
+    if method in methods:
+        methods[method].configured(**values)
+    model = load(model_name, device=device, dtype=dtype)
+    result = editing.edit(
+        model, picture, method, source=source, target=target, seed=seed, mask=mask_picture, progress=True, **values
+    )
+    result.save(folder)
+    click.echo(f"{folder / 'edited.png'}: {result.nfe} U-Net evaluations in {result.seconds:.1f} s")
+
+
+@main.command("methods")
+@_say_errors
+def list_methods() -> None:
+    """List every method: id, year, place in the survey's taxonomy, title."""
+    from . import methods
+
+    rows = [(name, str(cls.card.year), cls.card.branch, cls.card.title) for name, cls in methods.items()]
+    rows.insert(0, ("id", "year", "branch", "title"))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        click.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
+
+
+@main.group()
+def book() -> None:
+    """Build the book, and read it."""
+
+
+@book.command("build")
+@click.option("--execute/--no-execute", default=True, help="Run notebooks whose code, library or weights changed.")
+@_say_errors
+def book_build(execute: bool) -> None:
+    """Execute what changed, then build the HTML; prints where to open it."""
+    from .book import build
+
+    click.echo(f"The book: {build(execute=execute)}")
+
+
+@book.command("serve")
+@click.option("--port", default=8000, show_default=True)
+@_say_errors
+def book_serve(port: int) -> None:
+    """Serve the built book on this machine."""
+    from .book import serve
+
+    serve(port)
+
+
+@main.group()
+def notebooks() -> None:
+    """Run and check the notebooks."""
+
+
+@notebooks.command("run")
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.option("-p", "parameters", multiple=True, metavar="NAME=VALUE", help="A value for the parameters cell; repeatable.")
+@click.option("--changed", is_flag=True, help="Only those whose code, library or weights changed.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write here, and leave the stored notebooks alone.")
+@_say_errors
+def notebooks_run(paths: tuple[Path, ...], parameters: tuple[str, ...], changed: bool, output: Path | None) -> None:
+    """Execute notebooks (all, or PATHS) with papermill and store their outputs."""
+    from .notebooks import run
+
+    run(list(paths), _values(parameters), changed=changed, output=output)
+
+
+@notebooks.command("check")
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@_say_errors
+def notebooks_check(paths: tuple[Path, ...]) -> None:
+    """Execute notebooks anew and compare with the stored outputs (nbval)."""
+    from .notebooks import check
+
+    sys.exit(check(list(paths)))
+
+
+@main.command()
+@click.argument("name", type=click.Choice(["vae", "clip", "unet", "export"]))
+@click.option("--run", "run_folder", type=click.Path(path_type=Path), default=Path("runs/pocket"), show_default=True)
+@click.option("--samples", type=int, help="Training samples; the recipe's full length by default.")
+@click.option("--minutes", type=float, help="Train for this long instead.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--threads", type=int, help="CPU threads.")
+@click.option("--compile", "compile_", is_flag=True, help="Compile the network (for a GPU).")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="For export: the folder to write.")
+@_say_errors
+def train(
+    name: str,
+    run_folder: Path,
+    samples: int | None,
+    minutes: float | None,
+    device: str,
+    threads: int | None,
+    compile_: bool,
+    output: Path | None,
+) -> None:
+    """Train a part of the pocket model (vae, clip, then unet; resumable), or export the parts as one model folder."""
+    if name == "export":
+        from .training.export import export
+
+        click.echo(f"Wrote {export(run_folder, output or run_folder / 'model')}")
+        return
+    from .training.loop import Plan
+    from .training.recipes import RECIPES, run_recipe
+
+    plan = Plan(run_folder, samples or RECIPES[name].samples, minutes, device, threads, compile_)
+    click.echo(json.dumps(run_recipe(name, plan)))
+
+
+@main.group()
+def pocket() -> None:
+    """Look at the pocket world."""
+
+
+@pocket.command("sample")
+@click.option("-n", "count", default=16, show_default=True, type=click.IntRange(1, 10_000))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--size", default=64, show_default=True, type=click.IntRange(16, 2048))
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("scenes"), show_default=True)
+@_say_errors
+def pocket_sample(count: int, seed: int, size: int, output: Path) -> None:
+    """Draw scenes: one PNG each, and captions.txt."""
+    from .images import save_image, writable_folder
+    from .pocket import sample
+
+    folder = writable_folder(output)
+    lines = []
+    for number in range(seed, seed + count):
+        scene = sample(number)
+        save_image(scene.image(size), folder / f"{number:06d}.png")
+        lines.append(f"{number:06d}.png\t{scene.caption()}\n")
+    (folder / "captions.txt").write_text("".join(lines), encoding="utf-8")
+    click.echo(f"{folder}: {count} scenes")

@@ -1,0 +1,63 @@
+"""Blending latents with a mask: inside the edit, outside the source."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from ..errors import EditbookError
+from ..sampling import Step
+
+
+def latent_mask(mask: Any, latent: torch.Tensor) -> torch.Tensor:
+    """A user's mask at the size of a latent, (1, 1, h, w) in [0, 1], 1 where the edit may act.
+
+    A cell is as open as the most open pixel over it, so that a thin object is not cut off by the coarser grid.
+
+    Args:
+        mask: Float or bool array (height, width) in [0, 1], or a greyscale picture (white is 1).
+        latent: A latent whose size, device and dtype the mask shall have.
+
+    Raises:
+        EditbookError: Wrong shape or range, NaN, or a mask that is 0 everywhere.
+    """
+    if isinstance(mask, Image.Image):
+        mask = np.asarray(mask.convert("L"), np.float32) / 255
+    array = np.asarray(mask, np.float32)
+    if array.ndim != 2:
+        raise EditbookError(f"A mask has two dimensions, height and width; this one has the shape {array.shape}.")
+    if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+        raise EditbookError("A mask's values must lie in [0, 1]; divide an 8-bit mask by 255.")
+    if array.max() == 0:
+        raise EditbookError("The mask is 0 everywhere: no pixel may change.")
+    height, width = latent.shape[-2:]
+    resized = functional.adaptive_max_pool2d(torch.from_numpy(array.copy())[None, None], (height, width))
+    return resized.to(latent)
+
+
+def paste_source_row(step: Step, mask: torch.Tensor) -> torch.Tensor:
+    """z_next of a batch whose row 0 is the source: outside the mask, every row becomes the source."""
+    source = step.z_next[:1]
+    return source + mask * (step.z_next - source)
+
+
+class KeepSource:
+    """A blend that keeps the source outside a mask by pasting a known path of it at every step.
+
+    Args:
+        path: The source's latent after each step of the sampling path, (1, channels, h, w) each; the last one is z_0.
+        mask: (1, 1, h, w), 1 where the edit may act.
+    """
+
+    def __init__(self, path: list[torch.Tensor], mask: torch.Tensor) -> None:
+        self.path, self.mask = path, mask
+
+    def __call__(self, step: Step) -> torch.Tensor:
+        """Inside the mask the sampled latent, outside the source's latent of the same level."""
+        if step.total != len(self.path):
+            raise EditbookError(f"The source path has {len(self.path)} latents for {step.total} steps.")
+        return torch.lerp(self.path[step.i].expand_as(step.z_next), step.z_next, self.mask)

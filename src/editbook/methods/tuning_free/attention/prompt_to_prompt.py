@@ -1,0 +1,192 @@
+"""Prompt-to-Prompt: the edited picture reads the source's attention maps in the early steps (Hertz et al., ICLR 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from ....attention import Capture, Chain, Control, Site, refine_mapper, swap_mapper, tokens_of
+from ....errors import EditbookError, unknown
+from ....masks import LocalBlend, latent_mask, paste_source_row
+from ....model import Model
+from ....result import Edit
+from ....sampling import Schedule, Trajectory, follow
+from ...base import Card, Method, Request, guided, invert
+
+
+class PromptToPromptControl(Control):
+    """Replaces the target rows' attention by the source row's, as far and as long as asked.
+
+    Row 0 is the source; every other conditional row is a target of the same prompt. Each row keeps its own values V.
+
+    Args:
+        mapper: (source tokens, target tokens), from `swap_mapper` or `refine_mapper`.
+        cross_replace: tau_c: cross-attention is replaced in this first fraction of the steps.
+        self_replace: tau_s: the same for self-attention.
+        self_limit: Self-attention is replaced where the feature map has at most this height.
+        weights: c_j for each target token, (target tokens,); 1 leaves it alone.
+        own_until: Fraction of the steps for each target token, (target tokens,), instead of `cross_replace`.
+    """
+
+    def __init__(
+        self,
+        mapper: torch.Tensor,
+        *,
+        cross_replace: float,
+        self_replace: float,
+        self_limit: int,
+        weights: torch.Tensor,
+        own_until: torch.Tensor,
+    ) -> None:
+        self.mapper, self.weights = mapper, weights
+        self.cross_replace, self.self_replace, self.self_limit = cross_replace, self_replace, self_limit
+        self.until = own_until
+        # Columns of new tokens are empty: those tokens keep the map that they have.
+        self.known = (mapper.sum(0) > 0).float()
+
+    def wants(self, site: Site) -> bool:
+        """All cross-attention; self-attention up to the limit."""
+        return site.kind == "cross" or site.resolution <= self.self_limit
+
+    def active(self, site: Site) -> bool:
+        """Cross-attention always (weights act in every step), self-attention until tau_s."""
+        return site.kind == "cross" or self.step < int(self.self_replace * self.total)
+
+    def apply(self, probabilities: torch.Tensor, site: Site) -> torch.Tensor:
+        """Source row untouched, target rows edited: P2P's Eq. for P-hat."""
+        source, target = probabilities[:1], probabilities[1:]
+        if site.kind == "self":
+            return torch.cat([source, source.expand_as(target)])
+        mapper, weights, known, until = (x.to(source) for x in (self.mapper, self.weights, self.known, self.until))
+        injected = (source @ mapper) + (1 - known) * target
+        # The official code counts S + 1 steps here; a token is held while i < floor(tau (S + 1)).
+        gate = (self.step < (until * (self.total + 1)).floor()).to(source)
+        return torch.cat([source, gate * injected * weights + (1 - gate) * target])
+
+
+@dataclass
+class PromptToPrompt(Method):
+    """Hertz, Mokady, Tenenbaum, Aberman, Pritch and Cohen-Or 2023.
+
+    Where a word acts is written in the cross-attention map; what it paints is in the values. Source and target are
+    sampled side by side from the same noise, and the target reads the source's maps during the early steps.
+
+    Args:
+        edit: "swap" (equally many words), "refine" (words added or dropped), or "auto" to choose by the word counts.
+        cross_replace: tau_c in [0, 1], the fraction of steps in which cross-attention is taken from the source.
+        self_replace: tau_s in [0, 1], the same for self-attention: how firmly the shape is kept.
+        self_limit: Height of the largest feature map whose self-attention is taken; None is half the latent's side, at
+            most 16, as in the official notebook.
+        reweight: Factors for words of the target prompt, e.g. {"golden": 3}; the survey says that the editing branch's
+            map is scaled, paper and code scale the *source's* map that is injected.
+        word_replace: Own tau_c for words of the target prompt, e.g. {"fox": 0.4}.
+        blend: LocalBlend: a word whose region may change (the same in both prompts), or a pair (source word, target
+            word). None changes the whole picture.
+        blend_threshold: See `LocalBlend`.
+        inversion: What inverts a real picture; a generated source (`image=None`) needs none.
+        source_guidance_scale: w of the source row. None is 1 for an inverted picture, so that the source stays itself
+            without null-text optimisation, and `guidance_scale` for a generated one, as in the paper.
+    """
+
+    card: ClassVar[Card] = Card(
+        id="prompt-to-prompt",
+        title="Prompt-to-Prompt Image Editing with Cross-Attention Control",
+        authors="Hertz, Mokady, Tenenbaum, Aberman, Pritch, Cohen-Or",
+        year=2023,
+        venue="ICLR",
+        paper="2208.01626",
+        branch="tuning_free/attention",
+        inputs=("source prompt", "target prompt"),
+        edit_types=("texture", "style", "object addition"),
+    )
+    edit: str = "auto"
+    cross_replace: float = 0.8
+    self_replace: float = 0.4
+    self_limit: int | None = None
+    reweight: Mapping[str, float] = field(default_factory=dict)
+    word_replace: Mapping[str, float] = field(default_factory=dict)
+    blend: str | tuple[str, str] | None = None
+    blend_threshold: float = 0.3
+    inversion: str = "ddim-inversion"
+    source_guidance_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.edit not in ("auto", "swap", "refine"):
+            raise unknown("edit of prompt-to-prompt", self.edit, ("auto", "swap", "refine"))
+        fractions = {"cross_replace": self.cross_replace, "self_replace": self.self_replace, **self.word_replace}
+        for name, value in fractions.items():
+            if not 0 <= value <= 1:
+                raise EditbookError(f"{name} is a fraction of the steps in [0, 1], got {value!r}.")
+
+    def control(self, tokenizer: Any, source: str, target: str, latent_side: int) -> PromptToPromptControl:
+        """The attention control for a pair of prompts."""
+        same_length = len(source.split()) == len(target.split())
+        swap = self.edit == "swap" or (self.edit == "auto" and same_length)
+        mapper = (swap_mapper if swap else refine_mapper)(tokenizer, source, target)
+        weights = torch.ones(mapper.shape[1])
+        until = torch.full((mapper.shape[1],), float(self.cross_replace))
+        for word, factor in self.reweight.items():
+            weights[tokens_of(tokenizer, target, word)] = float(factor)
+        for word, fraction in self.word_replace.items():
+            until[tokens_of(tokenizer, target, word)] = float(fraction)
+        return PromptToPromptControl(
+            mapper,
+            cross_replace=self.cross_replace,
+            self_replace=self.self_replace,
+            self_limit=self.self_limit or min(16, latent_side // 2),
+            weights=weights,
+            own_until=until,
+        )
+
+    def __call__(self, model: Model, request: Request) -> Edit:
+        """Sample source and target together, from the inverted picture or from the seed."""
+        prompts = [request.source, request.target]
+        schedule = Schedule(model.scheduler, self.steps)
+        inversion = None if request.image is None else invert(model, request, self.inversion, schedule)
+        z_T = model.random_latent(request.seed) if inversion is None else inversion.z_T
+        source_scale = self.source_guidance_scale
+        if source_scale is None:
+            source_scale = self.guidance_scale if inversion is None else 1.0
+
+        side = z_T.shape[-2]
+        controls: list[Control] = [self.control(model.tokenizer, *prompts, side)]
+        local = None
+        if self.blend is not None:
+            words = (self.blend, self.blend) if isinstance(self.blend, str) else tuple(self.blend)
+            local = LocalBlend(
+                model.tokenizer, prompts, words, [min(16, side // 2)], threshold=self.blend_threshold
+            )
+            controls.append(local)
+        capture = Capture(resolutions=[r for r in (side, side // 2) if r <= 32])
+        user_mask = None if request.mask is None else latent_mask(request.mask, z_T)
+
+        def blend(step: Any) -> torch.Tensor:
+            if local is not None:
+                step.z_next = local(step)
+            return step.z_next if user_mask is None else paste_source_row(step, user_mask)
+
+        walked = Trajectory()
+        z_0 = follow(
+            model,
+            z_T.repeat(2, 1, 1, 1),
+            schedule.sampling(),
+            guided(model, prompts, [source_scale, self.guidance_scale]),
+            attention=Chain([*controls, capture]),
+            blend=blend,
+            callbacks=[walked, *request.callbacks],
+        )
+        if inversion is not None:
+            inversion.sampled = Trajectory([z[:1] for z in walked.latents], [e[:1] for e in walked.noises], walked.moves)
+        reconstruction, image = model.decode_batch(z_0)
+        mask = user_mask if local is None else local.mask if user_mask is None else local.mask * user_mask
+        return Edit(
+            image,
+            request.image if request.image is not None else reconstruction,
+            reconstruction=reconstruction,
+            mask=None if mask is None else mask[0, 0].float().cpu().numpy(),
+            inversion=inversion,
+            attention=capture.maps(model.tokenizer, prompts),
+        )

@@ -1,0 +1,224 @@
+"""One model object for Stable Diffusion 1.x and the pocket model: plain library parts, four verbs, a count of evaluations."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .errors import EditbookError, unknown
+from .images import as_image, fit
+
+SHIPPED = Path(__file__).parent / "weights"
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+class Model:
+    """A latent diffusion model that predicts noise, and everything around it.
+
+    The parts are ordinary diffusers and transformers objects: `unet`, `vae`, `text_encoder`, `tokenizer`,
+    `scheduler`. `nfe` counts U-Net evaluations, one for each row of a batch.
+    """
+
+    def __init__(
+        self, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any, name: str = "", folder: Path | None = None
+    ) -> None:
+        if unet.config.in_channels != vae.config.latent_channels:
+            raise EditbookError(
+                f"{name or 'This model'} has a U-Net with {unet.config.in_channels} input channels; methods here need "
+                f"{vae.config.latent_channels}, those of a plain text-to-image checkpoint."
+            )
+        if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+            raise EditbookError(f"Cannot use a model that predicts {scheduler.config.prediction_type!r}.")
+        self.unet = unet.eval().requires_grad_(False)
+        self.vae = vae.eval().requires_grad_(False)
+        self.text_encoder = text_encoder.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.scheduler = scheduler
+        self.name = name
+        self.folder = folder
+        self.nfe = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format that the model computes in."""
+        return self.unet.dtype
+
+    @property
+    def factor(self) -> int:
+        """How many pixels of the picture share one cell of the latent: 8 for Stable Diffusion, 4 for the pocket model."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures that the model was trained on, in pixels."""
+        return int(self.unet.config.sample_size) * self.factor
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one latent at the model's own picture size."""
+        side = int(self.unet.config.sample_size)
+        return int(self.vae.config.latent_channels), side, side
+
+    @cached_property
+    def clip(self) -> Any | None:
+        """The CLIP model whose text tower this is (for scores), where the checkpoint's folder has it; else None."""
+        if self.folder is None or not (self.folder / "clip").is_dir():
+            return None
+        from transformers import CLIPModel
+
+        clip = CLIPModel.from_pretrained(self.folder / "clip", dtype=torch.float32, use_safetensors=True)
+        return clip.eval().requires_grad_(False).to(self.device)
+
+    @torch.no_grad()
+    def encode(self, image: Image.Image | Sequence[Image.Image]) -> torch.Tensor:
+        """The latent z_0 of one picture or several, (n, channels, height, width).
+
+        Pictures are cropped to a square and resized to `image_size`. The posterior's mean is taken, not a sample.
+        """
+        pictures = [image] if isinstance(image, Image.Image) else list(image)
+        arrays = [np.asarray(fit(as_image(picture), self.image_size), np.float32) for picture in pictures]
+        pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1
+        mean = self.vae.encode(pixels.to(self.device, self.dtype)).latent_dist.mode()
+        return mean * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_batch(self, z_0: torch.Tensor) -> list[Image.Image]:
+        """One picture for each latent of a batch (n, channels, height, width)."""
+        pixels = self.vae.decode(z_0.to(self.device, self.dtype) / self.vae.config.scaling_factor).sample
+        if not torch.isfinite(pixels).all():
+            raise EditbookError("The decoder returned NaN or infinite pixels. With float16 use float32 or bfloat16.")
+        array = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return [Image.fromarray(picture) for picture in array.permute(0, 2, 3, 1).cpu().numpy()]
+
+    def decode(self, z_0: torch.Tensor) -> Image.Image:
+        """The picture of one latent, (channels, height, width) or (1, channels, height, width)."""
+        batch = z_0 if z_0.ndim == 4 else z_0[None]
+        if len(batch) != 1:
+            raise EditbookError(f"decode takes one latent, got {len(batch)}; use decode_batch.")
+        return self.decode_batch(batch)[0]
+
+    @torch.no_grad()
+    def embed(self, prompts: str | Sequence[str]) -> torch.Tensor:
+        """Text embeddings, (n, tokens, width).
+
+        Raises:
+            EditbookError: A prompt has more tokens than the text encoder reads; nothing is cut off silently.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        limit = self.tokenizer.model_max_length
+        for text in texts:
+            length = len(self.tokenizer(text).input_ids)
+            if length > limit:
+                raise EditbookError(f"The prompt {text!r} has {length} tokens; the limit is {limit}. Shorten it.")
+        tokens = self.tokenizer(texts, padding="max_length", max_length=limit, return_tensors="pt")
+        return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0].to(self.dtype)
+
+    def noise(self, z_t: torch.Tensor, t: int, embeddings: torch.Tensor) -> torch.Tensor:
+        """The noise estimate eps(z_t, t, C), shaped like z_t.
+
+        Args:
+            z_t: Noisy latents (n, channels, height, width).
+            t: Training timestep, 0 (clean) to 999 (noise).
+            embeddings: Text embeddings (n, tokens, width), one for each latent.
+
+        Raises:
+            EditbookError: The estimate is not finite (a diverged latent, or float16 that overflowed).
+        """
+        self.nfe += len(z_t)
+        out = self.unet(z_t, t, encoder_hidden_states=embeddings).sample
+        if self.scheduler.config.prediction_type == "v_prediction":
+            alpha = self.scheduler.alphas_cumprod[t].to(z_t)
+            out = alpha.sqrt() * out + (1 - alpha).sqrt() * z_t
+        if not torch.isfinite(out).all():
+            raise EditbookError(f"The noise estimate at timestep {t} is not finite: lower the guidance, or use float32.")
+        return out
+
+    def random_latent(self, seed: int, n: int = 1) -> torch.Tensor:
+        """z_T: n times the same standard normal latent of a seed, drawn on the CPU so that every device gets the same."""
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn((1, *self.latent_shape), generator=generator, dtype=torch.float32)
+        return noise.to(self.device, self.dtype).repeat(n, 1, 1, 1)
+
+
+def verify(folder: Path) -> None:
+    """Compare every file of a shipped folder with its SHA256SUMS; raise `EditbookError` naming the first bad one."""
+    for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
+        expected, name = line.split(maxsplit=1)
+        path = folder / name
+        if not path.is_file():
+            raise EditbookError(f"The weight file {path} is missing. Reinstall editbook.")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+            raise EditbookError(f"The weight file {path} is corrupted (its SHA-256 differs). Reinstall editbook.")
+
+
+def load(
+    name: str | Path = "pocket",
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> Model:
+    """Load a model: the shipped one, a folder in diffusers layout, or a Stable Diffusion 1.x checkpoint of the hub.
+
+    Args:
+        name: "pocket", a folder, or a hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5".
+        device: "cpu", "cuda", "cuda:1", "mps".
+        dtype: "float32", "float16", "bfloat16" or "float64".
+        revision: A commit of the hub's repository; pin one for results that others can repeat.
+        local_files_only: Use only what is already on this machine.
+
+    Raises:
+        EditbookError: Unknown dtype or device, nothing found under that name, or a shipped file that is corrupted.
+    """
+    if dtype not in _DTYPES:
+        raise unknown("dtype", dtype, _DTYPES)
+    try:
+        target = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise EditbookError(f"The device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    folder = SHIPPED / name if name == "pocket" else Path(name)
+    if name == "pocket":
+        if not (folder / "SHA256SUMS").is_file():
+            raise EditbookError(f"The shipped weights are missing from {folder}. Reinstall editbook, or train them.")
+        verify(folder)
+    # Imported here because they take seconds, and reading a name's error should not.
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    source = str(folder) if folder.is_dir() else str(name)
+    options: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only or folder.is_dir()}
+    try:
+        parts = {
+            "unet": UNet2DConditionModel.from_pretrained(
+                source, subfolder="unet", torch_dtype=_DTYPES[dtype], use_safetensors=True, **options
+            ),
+            "vae": AutoencoderKL.from_pretrained(
+                source, subfolder="vae", torch_dtype=_DTYPES[dtype], use_safetensors=True, **options
+            ),
+            "text_encoder": CLIPTextModel.from_pretrained(
+                source, subfolder="text_encoder", dtype=_DTYPES[dtype], use_safetensors=True, **options
+            ),
+            "tokenizer": CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", **options),
+            "scheduler": DDIMScheduler.from_pretrained(source, subfolder="scheduler", **options),
+        }
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise EditbookError(
+            f"Could not load {str(name)!r}: {reason} Use \"pocket\", a folder in diffusers layout, or a hub id that can be reached."
+        ) from error
+    for part in ("unet", "vae", "text_encoder"):
+        parts[part].to(target)
+    return Model(**parts, name=str(name), folder=folder if folder.is_dir() else None)

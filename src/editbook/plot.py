@@ -1,0 +1,175 @@
+"""Figures of the book: rows of pictures, heat over pictures, both sides of Eq. 9."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
+
+from .errors import EditbookError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .attention import AttentionMaps
+    from .inversion import Gap
+    from .result import Edit
+
+TRUTH = "#1a7f37"
+"""The colour of the frame around an exact truth, everywhere in the book."""
+
+
+def pictures(
+    images: Sequence[Any],
+    titles: Sequence[str] | None = None,
+    *,
+    columns: int | None = None,
+    truth: Sequence[int] = (),
+    side: float = 1.7,
+    cmap: str = "viridis",
+) -> Figure:
+    """Pictures (or float maps in [0, 1]) in a grid, pixels left sharp.
+
+    Args:
+        images: PIL pictures, or arrays; two-dimensional arrays are drawn as heat.
+        titles: One for each, or None.
+        columns: Pictures in a row; None puts all in one row.
+        truth: Positions of exact truths, which get a green frame.
+        side: Inches of one picture.
+        cmap: Colour map of heat.
+    """
+    if not len(images):
+        raise EditbookError("There are no pictures to draw.")
+    columns = columns or len(images)
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(side * columns, (side + 0.35) * rows), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for k, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
+        array = np.asarray(image)
+        axis.imshow(array, cmap=cmap, vmin=0, vmax=1 if array.ndim == 2 else None, interpolation="nearest")
+        if titles is not None:
+            axis.set_title(titles[k], fontsize=8, wrap=True, color=TRUTH if k in truth else "black")
+        if k in truth:
+            frame(axis)
+    return _done(figure)
+
+
+def _done(figure: Figure) -> Figure:
+    """Closed, so that a notebook shows the figure once, as the cell's value, and not again at its end."""
+    plt.close(figure)
+    return figure
+
+
+def frame(axis: Axes, colour: str = TRUTH) -> None:
+    """A coloured frame around one picture."""
+    axis.axis("on")
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set(color=colour, linewidth=3)
+
+
+def edit_row(edit: Edit, truth: Image.Image | None = None) -> Figure:
+    """Source, reconstruction, mask, result and, where it is known, the exact truth."""
+    row: list[tuple[str, Any]] = [("source", edit.source_image)]
+    if edit.reconstruction is not None:
+        row.append(("reconstruction", edit.reconstruction))
+    if edit.mask is not None:
+        row.append(("mask", edit.mask))
+    row.append((f"{edit.settings.get('method', 'edit')}", edit.image))
+    if truth is not None:
+        row.append(("exact truth", truth))
+    titles, images = zip(*row, strict=True)
+    return pictures(images, titles, truth=[len(row) - 1] if truth is not None else ())
+
+
+def overlay(heat_map: np.ndarray, image: Image.Image, opacity: float = 0.65) -> Image.Image:
+    """A map in [0, 1] laid as heat over a picture."""
+    heat_picture = Image.fromarray((plt.get_cmap("inferno")(heat_map)[..., :3] * 255).astype(np.uint8))
+    scale = max(1, -(-256 // max(image.size)))
+    size = (image.width * scale, image.height * scale)
+    return Image.blend(
+        image.convert("RGB").resize(size, Image.Resampling.NEAREST),
+        heat_picture.resize(size, Image.Resampling.BICUBIC),
+        opacity,
+    )
+
+
+def heat(heat_map: np.ndarray, image: Image.Image | None = None, title: str = "") -> Figure:
+    """One map, over a picture if one is given."""
+    return pictures([heat_map if image is None else overlay(heat_map, image)], [title], cmap="inferno")
+
+
+def words(maps: AttentionMaps, chosen: Sequence[str], image: Image.Image, *, row: int = 0, **options: Any) -> Figure:
+    """The maps of several words of one prompt, over the picture; options as in `AttentionMaps.map`."""
+    drawn = [overlay(maps.map(word, row=row, **options), image) for word in chosen]
+    return pictures([image, *drawn], ["picture", *chosen])
+
+
+def eq9(gaps: dict[str, Gap]) -> Figure:
+    """Both sides of the survey's Eq. 9 (corrected), root mean square over the latent, against the timestep."""
+    figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    for k, (name, gap) in enumerate(gaps.items()):
+        left, right = gap.norms()
+        axis.plot(gap.timesteps, left, "-", color=f"C{k}", linewidth=3, alpha=0.4, label=f"{name}: left side")
+        axis.plot(gap.timesteps, right, "--", color=f"C{k}", linewidth=1.5, label=f"{name}: right side")
+    axis.invert_xaxis()
+    axis.set(xlabel="timestep t (sampling runs to the right)", ylabel="RMS of (z − z*) / √ᾱ")
+    axis.legend(fontsize=8)
+    return _done(figure)
+
+
+def curves(
+    x: Sequence[float],
+    lines: dict[str, Sequence[float]],
+    xlabel: str,
+    ylabel: str,
+    *,
+    logarithmic: bool = False,
+    marks: str = "o-",
+) -> Figure:
+    """Named curves over one axis, logarithmic on both axes if asked."""
+    figure, axis = plt.subplots(figsize=(5.6, 3.0), layout="constrained")
+    for name, values in lines.items():
+        axis.plot(x, values, marks, label=name, markersize=4)
+    if logarithmic:
+        axis.set(xscale="log", yscale="log")
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.grid(alpha=0.3)
+    if len(lines) > 1:
+        axis.legend(fontsize=8)
+    return _done(figure)
+
+
+def matrix(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str = "") -> Figure:
+    """A small matrix with named rows and columns, e.g. the token mapper of Prompt-to-Prompt."""
+    figure, axis = plt.subplots(figsize=(0.45 * len(columns) + 1.2, 0.38 * len(rows) + 1.0), layout="constrained")
+    axis.imshow(values, cmap="Blues", vmin=0, vmax=1)
+    axis.set_xticks(range(len(columns)), columns, rotation=60, ha="right", fontsize=8)
+    axis.set_yticks(range(len(rows)), rows, fontsize=8)
+    axis.set_title(title, fontsize=9)
+    return _done(figure)
+
+
+def source(thing: Any) -> Any:
+    """The library's own source of a function or class, without docstrings, as a code block on the page."""
+    import ast
+    import inspect
+    import textwrap
+
+    from IPython.display import Markdown
+
+    text = textwrap.dedent(inspect.getsource(thing))
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+            docstring = node.body[0]
+            for line in range(docstring.lineno - 1, docstring.end_lineno or docstring.lineno):
+                lines[line] = "\0"
+    return Markdown("```python\n" + "\n".join(line for line in lines if line != "\0") + "\n```")

@@ -1,0 +1,124 @@
+"""The denoiser: Stable Diffusion's U-Net in small, trained to predict noise (the survey's Eq. 4)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ..model import Model
+from ..pocket import sample_held_out
+from ..sampling import ClassifierFreeGuidance, Schedule, follow
+from .loop import Plan, Recipe, compiled, train
+from .stream import SceneStream
+
+
+def build_unet(width: int) -> UNet2DConditionModel:
+    """Three levels (16, 8, 4 cells), cross-attention at each, 7.6 million parameters."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(64, 96, 128),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        cross_attention_dim=width,
+        attention_head_dim=4,  # in this class of diffusers the *number* of heads
+        norm_num_groups=32,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's schedule, with the settings that latent inversion needs."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="leading",
+    )
+
+
+class _LatentPool:
+    """Latents and text embeddings of the stream's pool, computed once for each scene."""
+
+    def __init__(self, stream: SceneStream, vae: AutoencoderKL, model: Model, device: str, pool: int) -> None:
+        self._stream, self._vae, self._model, self._device = stream, vae, model, device
+        self._latents = torch.zeros(pool, 4, 16, 16, device=device)
+        for slots in torch.arange(pool).split(64):
+            self._encode(slots)
+
+    @torch.no_grad()
+    def _encode(self, slots: torch.Tensor) -> None:
+        pictures = self._stream.pictures(slots).to(self._device)
+        latents = self._vae.encode(pictures).latent_dist.mode() * self._vae.config.scaling_factor
+        self._latents[slots.to(self._device)] = latents.float()
+
+    def batch(self, no_caption: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents (n, 4, 16, 16) and embeddings; a share of the captions is replaced by the empty one."""
+        self._encode(self._stream.advance())
+        slots = self._stream.choose()
+        drop = torch.rand(len(slots)) < no_caption
+        texts = ["" if gone else text for gone, text in zip(drop.tolist(), self._stream.captions(slots), strict=True)]
+        return self._latents[slots.to(self._device)], self._model.embed(texts)
+
+
+def train_unet(plan: Plan, *, batch_size: int = 64, no_caption: float = 0.1) -> dict[str, Any]:
+    """Train the U-Net on latents of `run/vae` under captions read by `run/text_encoder`; saves `run/unet`."""
+    torch.manual_seed(5)
+    vae = AutoencoderKL.from_pretrained(plan.run / "vae").to(plan.device).eval().requires_grad_(False)
+    text_encoder = CLIPTextModel.from_pretrained(plan.run / "text_encoder").to(plan.device)
+    tokenizer = CLIPTokenizer.from_pretrained(plan.run / "tokenizer")
+    unet, scheduler = build_unet(text_encoder.config.hidden_size), build_scheduler()
+    scheduler.save_pretrained(plan.run / "scheduler")
+    model = Model(unet, vae, text_encoder, tokenizer, scheduler, "pocket")
+    unet.requires_grad_(True).to(plan.device)
+    stream = SceneStream(6, batch_size, reuse=4, pool=4096)
+    pool = _LatentPool(stream, vae, model, plan.device, 4096)
+    alphas = scheduler.alphas_cumprod.to(plan.device)
+    scenes = [sample_held_out(seed) for seed in range(16)]
+
+    def objective(z_0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        alpha = alphas[t].view(-1, 1, 1, 1)
+        z_t = alpha.sqrt() * z_0 + (1 - alpha).sqrt() * noise
+        eps = unet(z_t, t, encoder_hidden_states=embeddings).sample.float()
+        # Weights of min(SNR, 5) / SNR keep nearly clean latents from ruling the loss (Hang et al. 2023).
+        weight = (5 * (1 - alpha) / alpha).clamp(max=1)
+        return (weight * (eps - noise).square()).mean()
+
+    fast = compiled(objective, plan)
+
+    def loss() -> torch.Tensor:
+        z_0, embeddings = pool.batch(no_caption)
+        t = torch.randint(len(alphas), (len(z_0),), device=plan.device)
+        return fast(z_0, torch.randn_like(z_0), t, embeddings)
+
+    def show(folder: Path) -> None:
+        embeddings = model.embed([scene.caption() for scene in scenes])
+        guidance = ClassifierFreeGuidance(embeddings, model.embed(""), 5.0)
+        noise = torch.randn(16, 4, 16, 16, generator=torch.Generator().manual_seed(0)).to(plan.device)
+        pictures = model.decode_batch(follow(model, noise, Schedule(scheduler, 25).sampling(), guidance))
+        _contact_sheet(pictures, [scene.caption() for scene in scenes]).save(folder / "samples.png")
+
+    record = train(Recipe("unet", {"unet": unet}, stream, loss, decay_from=0.6, show=show), plan)
+    unet.to("cpu").save_pretrained(plan.run / "unet")
+    (plan.run / "unet" / "record.json").write_text(json.dumps(record, indent=2))
+    return record
+
+
+def _contact_sheet(pictures: list, captions: list[str], columns: int = 4, side: int = 192):  # type: ignore[no-untyped-def]
+    from PIL import Image, ImageDraw
+
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * side, rows * (side + 16)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for k, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        x, y = k % columns * side, k // columns * (side + 16)
+        sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, y))
+        draw.text((x + 2, y + side + 2), caption.removeprefix("a photo of ")[:32], fill=0)
+    return sheet

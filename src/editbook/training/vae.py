@@ -1,0 +1,97 @@
+"""The autoencoder: 64 x 64 pixels to a 16 x 16 latent of four channels, and back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch.nn import functional
+
+from ..pocket import sample_held_out
+from .loop import Plan, Recipe, compiled, train
+from .stream import SceneStream
+
+
+def build_vae() -> AutoencoderKL:
+    """Stable Diffusion's autoencoder with three levels instead of four: factor 4."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(32, 64, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=16,
+        sample_size=64,
+    )
+
+
+def reconstruction_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Squared and absolute error of pixels, and absolute error of their differences, which keeps edges sharp."""
+    edges = functional.l1_loss(y.diff(dim=-1), x.diff(dim=-1)) + functional.l1_loss(y.diff(dim=-2), x.diff(dim=-2))
+    return 4 * functional.mse_loss(y, x) + 0.5 * functional.l1_loss(y, x) + 0.5 * edges
+
+
+def held_out_pictures(count: int) -> torch.Tensor:
+    """Pictures of scenes kept for tests, float32 (count, 3, 64, 64) in [-1, 1]."""
+    arrays = np.stack([sample_held_out(seed).array() for seed in range(count)])
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def measure_scaling_factor(vae: AutoencoderKL, pictures: torch.Tensor) -> float:
+    """1 / standard deviation of the latents, which scales them to unit variance (Rombach et al. 2022, appendix G)."""
+    latents = torch.cat([vae.encode(batch).latent_dist.mode() for batch in pictures.split(64)])
+    return float(1 / latents.std())
+
+
+@torch.no_grad()
+def psnr(vae: AutoencoderKL, pictures: torch.Tensor) -> float:
+    """Mean PSNR in dB of reconstructions over pictures in [-1, 1]."""
+    errors = [(_round_trip(vae, batch) - batch).square().mean((1, 2, 3)) / 4 for batch in pictures.split(64)]
+    return float((-10 * torch.cat(errors).log10()).mean())
+
+
+def _round_trip(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
+    return vae.decode(vae.encode(pictures).latent_dist.mode()).sample.clamp(-1, 1)
+
+
+def train_vae(plan: Plan, *, batch_size: int = 16) -> dict[str, Any]:
+    """Train the autoencoder and save it, with its measured scaling factor, in `run/vae`."""
+    torch.manual_seed(1)
+    vae = build_vae()
+    stream = SceneStream(1, batch_size, reuse=4)
+    shown = held_out_pictures(8)
+
+    def objective(x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode(posterior.mean + posterior.std * noise).sample
+        return reconstruction_loss(x, y.float()) + 1e-6 * posterior.kl().mean()
+
+    fast = compiled(objective, plan)
+
+    def loss() -> torch.Tensor:
+        stream.advance()
+        x = stream.pictures(stream.choose()).to(plan.device)
+        return fast(x, torch.randn(len(x), 4, 16, 16, device=plan.device))
+
+    @torch.no_grad()
+    def show(folder: Path) -> None:
+        both = torch.cat([shown, _round_trip(vae, shown.to(plan.device)).cpu()])
+        rows = [torch.cat(list(row), -1) for row in both.split(8)]
+        array = ((torch.cat(rows, -2) + 1) * 127.5).clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(array).save(folder / "samples.png")
+        print(f"  held-out PSNR {psnr(vae, shown.to(plan.device)):.2f} dB", flush=True)
+
+    record = train(Recipe("vae", {"vae": vae}, stream, loss, decay_from=0.5, show=show), plan)
+    vae.to("cpu")
+    held_out = held_out_pictures(512)
+    vae.register_to_config(scaling_factor=measure_scaling_factor(vae, held_out))
+    record["held_out_psnr_db"] = round(psnr(vae, held_out), 2)
+    vae.save_pretrained(plan.run / "vae")
+    (plan.run / "vae" / "record.json").write_text(json.dumps(record, indent=2))
+    return record
