@@ -1,9 +1,14 @@
-"""Shared fixtures: a tiny random model of the right shape, for everything that must hold for any weights."""
+"""Shared fixtures: a random model of the pocket model's own shape for what must hold for any weights, and the shipped one."""
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -12,29 +17,63 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def pocket_model():
-    import editbook
+def tokenizer(tmp_path_factory):
+    """The pocket tokenizer's recipe with few merges, so that long words have several tokens."""
+    from editbook.training.tokenizer import train_tokenizer
 
-    return editbook.load("pocket")
+    return train_tokenizer(tmp_path_factory.mktemp("tokenizer"), sentences=600, merges=160)
 
 
 @pytest.fixture(scope="session")
-def random_model(pocket_model):
-    """The pocket model's towers around a random U-Net with two layers per block: identities must hold here too."""
-    from diffusers import UNet2DConditionModel
-
+def random_model(tokenizer):
+    """Random weights: identities and counts must hold here too. Outputs are scaled up so that effects are visible."""
     from editbook.model import Model
+    from editbook.training.clip import build_clip
+    from editbook.training.unet import build_scheduler, build_unet
+    from editbook.training.vae import build_vae
 
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(32, 64),
-        layers_per_block=2,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=pocket_model.unet.config.cross_attention_dim,
-        attention_head_dim=4,
-        norm_num_groups=8,
-    )
-    parts = (pocket_model.vae, pocket_model.text_encoder, pocket_model.tokenizer, pocket_model.scheduler)
-    return Model(unet, *parts, name="random")
+    text_encoder = build_clip(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id).text_model
+    vae, unet = build_vae(), build_unet(text_encoder.config.hidden_size)
+    with torch.no_grad():
+        text_encoder.final_layer_norm.weight.mul_(4)
+        unet.conv_out.weight.mul_(3)
+        for name, parameter in unet.named_parameters():
+            if "attn" in name and "to_" in name:
+                parameter.mul_(2)
+        vae.encoder.conv_out.weight.mul_(8)
+        vae.decoder.conv_out.weight.mul_(3)
+        noise = torch.rand(4, 3, 64, 64) * 2 - 1
+        vae.register_to_config(scaling_factor=float(1 / vae.eval().encode(noise).latent_dist.mode().std()))
+    return Model(unet, vae, text_encoder, tokenizer, build_scheduler(), name="random")
+
+
+@pytest.fixture(scope="session")
+def random_model64(random_model):
+    """The same weights in float64, the schedule too: what is left of an error is a mistake, not rounding."""
+    from editbook.model import Model
+
+    parts = [copy.deepcopy(part).double() for part in (random_model.unet, random_model.vae, random_model.text_encoder)]
+    scheduler = copy.deepcopy(random_model.scheduler)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
+    return Model(*parts, random_model.tokenizer, scheduler, name="random64")
+
+
+@pytest.fixture(scope="session")
+def picture():
+    """A picture with edges and colours, 64 x 64."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    return coarse.resize((64, 64), Image.Resampling.NEAREST)
+
+
+@pytest.fixture(scope="session")
+def pocket_model():
+    """The shipped model; tests of effects that only trained weights have."""
+    import editbook
+    from editbook.model import SHIPPED
+
+    if not (SHIPPED / "pocket").is_dir():
+        pytest.skip("src/editbook/weights/pocket is absent: the shipped weights are not trained yet")
+    return editbook.load("pocket")

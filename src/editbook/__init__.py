@@ -3,7 +3,7 @@
     import editbook
     model = editbook.load("pocket")
     task = editbook.pocket.task("cat-to-fox")
-    edit = editbook.edit(model, task.source_image, "prompt-to-prompt", source=task.source_prompt, target=task.target_prompt)
+    edit = editbook.edit(model, task.source_image, source=task.source_prompt, target=task.target_prompt)
     edit.show(task.truth)
 
 Nothing heavy is imported before it is used.

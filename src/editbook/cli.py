@@ -59,7 +59,9 @@ def main() -> None:
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--mask", type=click.Path(path_type=Path), help="Picture that is white where the edit may act.")
-@click.option("-O", "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the method; repeatable.")
+@click.option(
+    "-O", "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the method; repeatable."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("out"), show_default=True)
 @_say_errors
 def edit(
@@ -87,8 +89,8 @@ def edit(
     from . import editing, methods
     from .model import load
 
-    if method in methods:
-        methods[method].configured(**values)
+    if method in methods.REGISTRY:
+        methods.REGISTRY[method].configured(**values)
     model = load(model_name, device=device, dtype=dtype)
     result = editing.edit(
         model, picture, method, source=source, target=target, seed=seed, mask=mask_picture, progress=True, **values
@@ -103,7 +105,8 @@ def list_methods() -> None:
     """List every method: id, year, place in the survey's taxonomy, title."""
     from . import methods
 
-    rows = [(name, str(cls.card.year), cls.card.branch, cls.card.title) for name, cls in methods.items()]
+    cards = [cls.card for _, cls in sorted(methods.REGISTRY.items())]
+    rows = [(card.id, str(card.year), card.branch, card.title) for card in cards]
     rows.insert(0, ("id", "year", "branch", "title"))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
@@ -142,7 +145,9 @@ def notebooks() -> None:
 
 @notebooks.command("run")
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
-@click.option("-p", "parameters", multiple=True, metavar="NAME=VALUE", help="A value for the parameters cell; repeatable.")
+@click.option(
+    "-p", "parameters", multiple=True, metavar="NAME=VALUE", help="A value for the parameters cell; repeatable."
+)
 @click.option("--changed", is_flag=True, help="Only those whose code, library or weights changed.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write here, and leave the stored notebooks alone.")
 @_say_errors

@@ -1,4 +1,4 @@
-"""One model object for Stable Diffusion 1.x and the pocket model: plain library parts, four verbs, a count of evaluations."""
+"""One model object for Stable Diffusion 1.x and the pocket model: plain library parts and four verbs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ class Model:
     """
 
     def __init__(
-        self, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any, name: str = "", folder: Path | None = None
+        self,
+        unet: Any,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        scheduler: Any,
+        name: str = "",
+        folder: Path | None = None,
     ) -> None:
         if unet.config.in_channels != vae.config.latent_channels:
             raise EditbookError(
@@ -57,7 +64,7 @@ class Model:
 
     @property
     def factor(self) -> int:
-        """How many pixels of the picture share one cell of the latent: 8 for Stable Diffusion, 4 for the pocket model."""
+        """How many pixels a cell of the latent is wide: 8 for Stable Diffusion, 4 for the pocket model."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
@@ -142,11 +149,13 @@ class Model:
             alpha = self.scheduler.alphas_cumprod[t].to(z_t)
             out = alpha.sqrt() * out + (1 - alpha).sqrt() * z_t
         if not torch.isfinite(out).all():
-            raise EditbookError(f"The noise estimate at timestep {t} is not finite: lower the guidance, or use float32.")
+            raise EditbookError(
+                f"The noise estimate at timestep {t} is not finite: lower the guidance, or use float32."
+            )
         return out
 
     def random_latent(self, seed: int, n: int = 1) -> torch.Tensor:
-        """z_T: n times the same standard normal latent of a seed, drawn on the CPU so that every device gets the same."""
+        """z_T: n times the standard normal latent of a seed, drawn on the CPU so that all devices get the same."""
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn((1, *self.latent_shape), generator=generator, dtype=torch.float32)
         return noise.to(self.device, self.dtype).repeat(n, 1, 1, 1)
@@ -217,7 +226,7 @@ def load(
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise EditbookError(
-            f"Could not load {str(name)!r}: {reason} Use \"pocket\", a folder in diffusers layout, or a hub id that can be reached."
+            f"Could not load {str(name)!r}: {reason} Use 'pocket', a folder in diffusers layout, or a hub id."
         ) from error
     for part in ("unet", "vae", "text_encoder"):
         parts[part].to(target)

@@ -97,7 +97,7 @@ def _resolve(root: Path, paths: Sequence[Path]) -> list[Path]:
 
 
 def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
-    """papermill only warns about a missing cell or an unknown name, and goes on: that would be a silent nothing."""
+    """Papermill only warns about a missing cell or an unknown name, and goes on: that would be a silent nothing."""
     import papermill
 
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
@@ -110,7 +110,11 @@ def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
 
 
 def run(
-    paths: Sequence[Path] = (), parameters: dict[str, Any] | None = None, *, changed: bool = False, output: Path | None = None
+    paths: Sequence[Path] = (),
+    parameters: dict[str, Any] | None = None,
+    *,
+    changed: bool = False,
+    output: Path | None = None,
 ) -> list[Path]:
     """Execute notebooks and store their outputs.
 

@@ -30,17 +30,17 @@ def pictures(
     columns: int | None = None,
     truth: Sequence[int] = (),
     side: float = 1.7,
-    cmap: str = "viridis",
+    cmap: str = "gray",
 ) -> Figure:
     """Pictures (or float maps in [0, 1]) in a grid, pixels left sharp.
 
     Args:
-        images: PIL pictures, or arrays; two-dimensional arrays are drawn as heat.
+        images: PIL pictures, or arrays; two-dimensional arrays are drawn in grey.
         titles: One for each, or None.
         columns: Pictures in a row; None puts all in one row.
         truth: Positions of exact truths, which get a green frame.
         side: Inches of one picture.
-        cmap: Colour map of heat.
+        cmap: Colour map of two-dimensional arrays.
     """
     if not len(images):
         raise EditbookError("There are no pictures to draw.")

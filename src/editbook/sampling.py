@@ -40,13 +40,13 @@ class Schedule:
     def __init__(self, scheduler: object, steps: int) -> None:
         config = scheduler.config  # type: ignore[attr-defined]
         total = int(config.num_train_timesteps)
-        if not isinstance(steps, int) or not 1 <= steps <= total:
-            raise EditbookError(f"steps must be an integer from 1 to {total}, got {steps!r}.")
+        offset = int(config.get("steps_offset", 0))
+        if not isinstance(steps, int) or not 1 <= steps <= total - offset:
+            raise EditbookError(f"steps must be an integer from 1 to {total - offset}, got {steps!r}.")
         self.steps = steps
         self._alphas = scheduler.alphas_cumprod.double().tolist()  # type: ignore[attr-defined]
         self._final = 1.0 if config.get("set_alpha_to_one", True) else self._alphas[0]
         self._gap = total // steps
-        offset = int(config.get("steps_offset", 0))
         self.timesteps = [min(i * self._gap + offset, total - 1) for i in reversed(range(steps))]
         """The timesteps in sampling order, noisiest first."""
 
@@ -131,7 +131,7 @@ class Attention(Protocol):
     """What watches or changes attention while the U-Net runs: a control of `editbook.attention`, or a chain of them."""
 
     def attached(self, unet: Any, latent_size: tuple[int, int], rows: int) -> AbstractContextManager[object]:
-        """A context in which the U-Net's layers report here; `rows` is the number of conditional rows, the last ones."""
+        """A context in which the U-Net's layers report here; `rows` counts the conditional rows, the last ones."""
         ...
 
     def begin_step(self, i: int, total: int) -> None:
@@ -192,6 +192,7 @@ def follow(
     """The one loop: walk latents along a path, up or down. Every method of the book runs through here.
 
     Args:
+        model: The model.
         z: Latents at the level where the path begins, (n, channels, height, width).
         path: Moves, e.g. `Schedule.sampling()` or `Schedule.inversion()`.
         guidance: Gives the noise estimate; the seam for guidance.

@@ -15,6 +15,8 @@ def tokens_of(tokenizer: Any, prompt: str, word: str, occurrence: int | None = N
     """Positions of a word's tokens in a prompt's token sequence; 0 is the start token.
 
     Args:
+        tokenizer: A fast tokenizer, which knows where in the text each token came from.
+        prompt: The text.
         word: A word, or several words that follow each other, in any capitals.
         occurrence: Which one, from 0, if the word stands there more than once; None takes all.
 
@@ -38,7 +40,14 @@ def words_and_tokens(tokenizer: Any, prompt: str) -> list[tuple[str, list[int]]]
     """The words of a prompt, in order, each with the positions of its tokens (punctuation stays with its word)."""
     offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
     return [
-        (match.group(), [k for k, (start, end) in enumerate(offsets) if start < match.end() and end > match.start() and start < end])
+        (
+            match.group(),
+            [
+                k
+                for k, (start, end) in enumerate(offsets)
+                if start < match.end() and end > match.start() and start < end
+            ],
+        )
         for match in re.finditer(r"\S+", prompt)
     ]
 

@@ -131,15 +131,13 @@ class Chain(Control):
 
 
 @contextmanager
-def _processors(
-    unet: Any, latent_size: tuple[int, int], rows: int, controls: Sequence[Control]
-) -> Iterator[None]:
+def _processors(unet: Any, latent_size: tuple[int, int], rows: int, controls: Sequence[Control]) -> Iterator[None]:
     layers = sites(unet, latent_size)
     before = dict(unet.attn_processors)
     for control in controls:
         if not any(control.wants(site) for site in layers.values()):
             raise EditbookError(
-                f"{type(control).__name__} matches none of the {len(layers)} attention layers; the resolutions here are "
+                f"{type(control).__name__} matches none of the {len(layers)} attention layers; their resolutions are "
                 f"{sorted({site.resolution for site in layers.values()}, reverse=True)}."
             )
     after = dict(before)
@@ -179,7 +177,9 @@ class _Explicit:
             projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for projected in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         )
-        probabilities = (query @ key.transpose(-1, -2) * attn.scale).float().softmax(-1).to(query.dtype)
+        scores = query @ key.transpose(-1, -2) * attn.scale
+        # A softmax in half precision is too coarse; float64 stays what it is.
+        probabilities = scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1).to(query.dtype)
         edited = probabilities[-self.rows :]
         for control in active:
             edited = control.apply(edited, self.site)

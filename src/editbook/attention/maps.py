@@ -116,7 +116,9 @@ class AttentionMaps:
             and (wanted is None or step in wanted)
         ]
         if not chosen:
-            raise EditbookError(f"No {kind}-attention of resolution {resolution} was captured for these steps and sides.")
+            raise EditbookError(
+                f"No {kind}-attention of resolution {resolution} was captured for these steps and sides."
+            )
         site = chosen[0][0]
         stacked = torch.stack([record for _, record in chosen]).mean(0)
         return stacked.unflatten(1, (site.height, site.width))

@@ -67,7 +67,7 @@ class Inversion:
 
     @property
     def timesteps(self) -> list[int]:
-        """t of each sampling step."""
+        """T of each sampling step."""
         return [move.t for move in self.moves]
 
     def gap(self, sampled: Trajectory | None = None) -> Gap:

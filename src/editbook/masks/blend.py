@@ -10,30 +10,37 @@ from PIL import Image
 from torch.nn import functional
 
 from ..errors import EditbookError
+from ..images import crop_box
 from ..sampling import Step
 
 
 def latent_mask(mask: Any, latent: torch.Tensor) -> torch.Tensor:
     """A user's mask at the size of a latent, (1, 1, h, w) in [0, 1], 1 where the edit may act.
 
-    A cell is as open as the most open pixel over it, so that a thin object is not cut off by the coarser grid.
+    A cell is as open as the most open pixel over it, so that a thin object is not cut off by the coarser grid. A mask
+    that is not square is cropped to its middle, as the picture that it belongs to is.
 
     Args:
         mask: Float or bool array (height, width) in [0, 1], or a greyscale picture (white is 1).
         latent: A latent whose size, device and dtype the mask shall have.
 
     Raises:
-        EditbookError: Wrong shape or range, NaN, or a mask that is 0 everywhere.
+        EditbookError: Not a mask, wrong shape or range, NaN, or 0 everywhere.
     """
     if isinstance(mask, Image.Image):
         mask = np.asarray(mask.convert("L"), np.float32) / 255
-    array = np.asarray(mask, np.float32)
-    if array.ndim != 2:
+    try:
+        array = np.asarray(mask, np.float32)
+    except (TypeError, ValueError):
+        raise EditbookError(f"A mask is an array or a picture, not {type(mask).__name__}.") from None
+    if array.ndim != 2 or not array.size:
         raise EditbookError(f"A mask has two dimensions, height and width; this one has the shape {array.shape}.")
     if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
         raise EditbookError("A mask's values must lie in [0, 1]; divide an 8-bit mask by 255.")
+    left, top, right, bottom = crop_box(array.shape[1], array.shape[0])
+    array = array[top:bottom, left:right]
     if array.max() == 0:
-        raise EditbookError("The mask is 0 everywhere: no pixel may change.")
+        raise EditbookError("The mask is 0 everywhere in the picture's square: no pixel may change.")
     height, width = latent.shape[-2:]
     resized = functional.adaptive_max_pool2d(torch.from_numpy(array.copy())[None, None], (height, width))
     return resized.to(latent)

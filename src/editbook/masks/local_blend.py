@@ -1,4 +1,4 @@
-"""Prompt-to-Prompt's LocalBlend: a mask from the cross-attention of a word, sharpened step by step (Hertz et al. 2022)."""
+"""Prompt-to-Prompt's LocalBlend: a mask from the cross-attention of a word, sharpened step by step."""
 
 from __future__ import annotations
 

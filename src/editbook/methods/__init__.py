@@ -19,6 +19,8 @@ for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
 
 
 class _Registry(ModuleType, Mapping):
+    __hash__ = ModuleType.__hash__  # Mapping takes it away, and tools keep modules in sets
+
     def __getitem__(self, name: str) -> type[Method]:
         return REGISTRY[name]
 

@@ -93,10 +93,7 @@ class Method:
     @classmethod
     def options(cls) -> dict[str, Any]:
         """Every option with its default."""
-        return {
-            item.name: item.default if item.default is not dataclasses.MISSING else item.default_factory()  # type: ignore[misc]
-            for item in dataclasses.fields(cls)
-        }
+        return {item.name: getattr(cls(), item.name) for item in dataclasses.fields(cls)}
 
     @classmethod
     def configured(cls, **options: Any) -> Method:
@@ -122,7 +119,9 @@ def guided(model: Model, prompts: Iterable[str], scale: float | list[float]) -> 
     return ClassifierFreeGuidance(model.embed(list(prompts)), model.embed(""), scale)
 
 
-def reconstruct(model: Model, inversion: Inversion, scale: float = 1.0, callbacks: Iterable[Callback] = ()) -> torch.Tensor:
+def reconstruct(
+    model: Model, inversion: Inversion, scale: float = 1.0, callbacks: Iterable[Callback] = ()
+) -> torch.Tensor:
     """Sample back from z_T under the inversion's own prompt, and record the walk in `inversion.sampled` for Eq. 9."""
     inversion.sampled = Trajectory()
     guidance = guided(model, [inversion.prompt] * len(inversion.z_T), scale)

@@ -118,14 +118,17 @@ def _fir(image: Picture, size: int, x0: float, foot: float, height: float, colou
 
 
 def _beach(rng: np.random.Generator, size: int) -> Picture:
-    x, y = _grid(size)
     image = _gradient(size, (0, _jitter(rng, (0.36, 0.70, 0.96))), (0.42, (0.80, 0.93, 0.99)))
     _paint(image, _ellipse(size, rng.uniform(0.12, 0.88), rng.uniform(0.10, 0.2), 0.085, 0.085), (1.0, 0.93, 0.55))
     _clouds(rng, image, size, 1)
     _paint(image, _below(0.42, size), _gradient(size, (0.42, (0.10, 0.52, 0.76)), (0.62, (0.27, 0.82, 0.83))))
     shore = _ridge(rng, size, 0.62, 0.02, 1.0)
     _paint(image, _below(shore - 0.02, size), (0.96, 0.99, 0.98))
-    _paint(image, _below(shore + 0.012, size), _gradient(size, (0.6, (0.87, 0.73, 0.50)), (0.7, _jitter(rng, (0.96, 0.85, 0.60))), (1, (0.93, 0.79, 0.52))))
+    _paint(
+        image,
+        _below(shore + 0.012, size),
+        _gradient(size, (0.6, (0.87, 0.73, 0.50)), (0.7, _jitter(rng, (0.96, 0.85, 0.60))), (1, (0.93, 0.79, 0.52))),
+    )
     return image
 
 
@@ -135,12 +138,20 @@ def _forest(rng: np.random.Generator, size: int) -> Picture:
     for shade, width in ((0.75, 0.018), (1.0, 0.034)):
         for x0 in np.linspace(0.02, 0.98, 6) + rng.uniform(-0.06, 0.06, 6):
             half = width * (1 + 0.35 * y**4)
-            _paint(image, np.minimum(_inside(half - np.abs(x - x0), size), _inside(0.70 - y, size)), np.array([0.34, 0.22, 0.13]) * shade)
+            _paint(
+                image,
+                np.minimum(_inside(half - np.abs(x - x0), size), _inside(0.70 - y, size)),
+                np.array([0.34, 0.22, 0.13]) * shade,
+            )
     for base, colour in ((0.30, (0.16, 0.45, 0.20)), (0.20, (0.10, 0.34, 0.16)), (0.10, (0.06, 0.26, 0.12))):
         phase, second = rng.uniform(0, 1, 2)
         scallop = base + 0.07 * np.abs(np.sin(np.pi * (5 * x + phase))) + 0.03 * np.sin(2 * np.pi * (2 * x + second))
         _paint(image, 1 - _below(scallop, size), _jitter(rng, colour, 0.02))
-    _paint(image, _below(_ridge(rng, size, 0.66, 0.02), size), _gradient(size, (0.64, (0.24, 0.42, 0.15)), (1, _jitter(rng, (0.16, 0.28, 0.10)))))
+    _paint(
+        image,
+        _below(_ridge(rng, size, 0.66, 0.02), size),
+        _gradient(size, (0.64, (0.24, 0.42, 0.15)), (1, _jitter(rng, (0.16, 0.28, 0.10)))),
+    )
     return image
 
 
@@ -153,7 +164,11 @@ def _night(rng: np.random.Generator, size: int) -> Picture:
     _paint(image, _ellipse(size, x0, y0, 0.095, 0.095), (1.0, 0.96, 0.74))
     _paint(image, _ellipse(size, x0 + 0.05, y0 - 0.025, 0.08, 0.08), sky)
     _paint(image, _below(_ridge(rng, size, 0.60, 0.07), size), (0.09, 0.12, 0.30))
-    _paint(image, _below(_ridge(rng, size, 0.68, 0.04), size), _gradient(size, (0.6, (0.07, 0.13, 0.22)), (1, _jitter(rng, (0.10, 0.20, 0.26), 0.02))))
+    _paint(
+        image,
+        _below(_ridge(rng, size, 0.68, 0.04), size),
+        _gradient(size, (0.6, (0.07, 0.13, 0.22)), (1, _jitter(rng, (0.10, 0.20, 0.26), 0.02))),
+    )
     return image
 
 
@@ -162,7 +177,11 @@ def _snow(rng: np.random.Generator, size: int) -> Picture:
     _paint(image, _below(_ridge(rng, size, 0.52, 0.10), size), (0.78, 0.85, 0.94))
     for x0 in np.array([0.06, 0.25, 0.76, 0.95]) + rng.uniform(-0.05, 0.05, 4):
         _fir(image, size, float(x0), 0.66, float(rng.uniform(0.34, 0.48)), (0.16, 0.38, 0.36), (0.95, 0.98, 1.0))
-    _paint(image, _below(_ridge(rng, size, 0.62, 0.03), size), _gradient(size, (0.6, (0.95, 0.97, 1.0)), (1, (0.83, 0.89, 0.98))))
+    _paint(
+        image,
+        _below(_ridge(rng, size, 0.62, 0.03), size),
+        _gradient(size, (0.6, (0.95, 0.97, 1.0)), (1, (0.83, 0.89, 0.98))),
+    )
     _paint(image, _dots(rng, size, 8, 0.014, 0.5, 0, 0.6), (1, 1, 1))
     return image
 
@@ -174,12 +193,24 @@ def _desert(rng: np.random.Generator, size: int) -> Picture:
     _paint(image, _below(_ridge(rng, size, 0.50, 0.10, 0.8), size), (0.88, 0.60, 0.34))
     for x0 in (rng.uniform(0.06, 0.16), rng.uniform(0.84, 0.94)):
         foot, tall, side = 0.66, rng.uniform(0.22, 0.3), rng.choice([-1.0, 1.0])
-        for left, top, bottom, half in ((0.0, foot - tall, foot, 0.022), (0.055 * side, foot - 0.75 * tall, foot - 0.4 * tall, 0.015)):
-            bar = np.minimum(_inside(half - np.abs(x - x0 - left), size), np.minimum(_inside(y - top, size), _inside(bottom - y, size)))
+        for left, top, bottom, half in (
+            (0.0, foot - tall, foot, 0.022),
+            (0.055 * side, foot - 0.75 * tall, foot - 0.4 * tall, 0.015),
+        ):
+            bar = np.minimum(
+                _inside(half - np.abs(x - x0 - left), size),
+                np.minimum(_inside(y - top, size), _inside(bottom - y, size)),
+            )
             _paint(image, bar, (0.22, 0.50, 0.27))
-        arm = np.minimum(_inside(0.014 - np.abs(y - foot + 0.42 * tall), size), _inside(0.034 - np.abs(x - x0 - 0.03 * side), size))
+        arm = np.minimum(
+            _inside(0.014 - np.abs(y - foot + 0.42 * tall), size), _inside(0.034 - np.abs(x - x0 - 0.03 * side), size)
+        )
         _paint(image, arm, (0.22, 0.50, 0.27))
-    _paint(image, _below(_ridge(rng, size, 0.60, 0.06, 1.0), size), _gradient(size, (0.55, (0.95, 0.70, 0.38)), (1, _jitter(rng, (0.86, 0.55, 0.25)))))
+    _paint(
+        image,
+        _below(_ridge(rng, size, 0.60, 0.06, 1.0), size),
+        _gradient(size, (0.55, (0.95, 0.70, 0.38)), (1, _jitter(rng, (0.86, 0.55, 0.25)))),
+    )
     return image
 
 
@@ -211,7 +242,9 @@ def _room(rng: np.random.Generator, size: int) -> Picture:
             _paint(image, np.minimum(frame, bars), (0.99, 0.98, 0.95))
     other = 1 - x0
     for half, colour in ((0.085, (0.52, 0.33, 0.20)), (0.066, _jitter(rng, (0.55, 0.70, 0.55), 0.2))):
-        _paint(image, np.minimum(_inside(half - np.abs(x - other), size), _inside(half - np.abs(y - 0.22), size)), colour)
+        _paint(
+            image, np.minimum(_inside(half - np.abs(x - other), size), _inside(half - np.abs(y - 0.22), size)), colour
+        )
     _paint(image, _below(0.645, size), (0.98, 0.96, 0.92))
     floor = _gradient(size, (0.68, (0.66, 0.43, 0.25)), (1, _jitter(rng, (0.80, 0.55, 0.33), 0.02)))
     depth = (y - 0.45).clip(0.05)  # boards run towards the viewer
@@ -226,7 +259,9 @@ def _meadow(rng: np.random.Generator, size: int) -> Picture:
     _clouds(rng, image, size, 2)
     _paint(image, _below(_ridge(rng, size, 0.50, 0.09, 0.9), size), _jitter(rng, (0.42, 0.74, 0.36)))
     ridge = _ridge(rng, size, 0.60, 0.05, 1.1)
-    _paint(image, _below(ridge, size), _gradient(size, (0.55, (0.55, 0.84, 0.32)), (1, _jitter(rng, (0.30, 0.64, 0.20)))))
+    _paint(
+        image, _below(ridge, size), _gradient(size, (0.55, (0.55, 0.84, 0.32)), (1, _jitter(rng, (0.30, 0.64, 0.20))))
+    )
     colours: tuple[Colour, ...] = ((1.0, 0.95, 0.4), (1.0, 1.0, 1.0), (0.98, 0.5, 0.65))
     _paint(image, _dots(rng, size, 8, 0.016, 0.45, 0.66), colours[int(rng.integers(3))])
     return image
@@ -246,23 +281,32 @@ def _city(rng: np.random.Generator, size: int) -> Picture:
     lit = rng.random((22, count * 3))[(y * 22).astype(int), (x * count * 3).astype(int)]
     window = (np.abs(wx - 0.5) < 0.28) & (np.abs(wy - 0.5) < 0.28) & (y > tops[None, :] + 0.03)
     facade = np.broadcast_to(wall[None], image.shape).copy()
-    _paint(facade, window.astype(np.float32), np.where(lit[..., None] < 0.45, _colour((1.0, 0.90, 0.58)), _colour((0.74, 0.84, 0.93))))
+    _paint(
+        facade,
+        window.astype(np.float32),
+        np.where(lit[..., None] < 0.45, _colour((1.0, 0.90, 0.58)), _colour((0.74, 0.84, 0.93))),
+    )
     _paint(image, building, facade)
     _paint(image, _below(0.66, size), (0.74, 0.73, 0.72))
     _paint(image, _below(0.70, size), _gradient(size, (0.7, (0.33, 0.34, 0.38)), (1, (0.26, 0.27, 0.31))))
-    dashes = np.minimum(_inside(0.012 - np.abs(y - 0.94), size), _inside(0.06 - np.abs((x + rng.uniform(0, 1)) % 0.25 - 0.125), size))
+    dashes = np.minimum(
+        _inside(0.012 - np.abs(y - 0.94), size), _inside(0.06 - np.abs((x + rng.uniform(0, 1)) % 0.25 - 0.125), size)
+    )
     _paint(image, dashes, (0.98, 0.95, 0.80))
     return image
 
 
 def _sunset(rng: np.random.Generator, size: int) -> Picture:
-    x, y = _grid(size)
     image = _gradient(size, (0, _jitter(rng, (0.36, 0.20, 0.50))), (0.3, (0.90, 0.38, 0.42)), (0.6, (1.0, 0.76, 0.36)))
     x0 = rng.uniform(0.2, 0.8)
     _paint(image, 0.5 * _ellipse(size, x0, 0.56, 0.30, 0.30, size * 0.16), (1.0, 0.9, 0.55))
     _paint(image, _ellipse(size, x0, 0.55, 0.17, 0.17), (1.0, 0.93, 0.62))
     _paint(image, _below(_ridge(rng, size, 0.56, 0.05), size), (0.45, 0.18, 0.38))
-    _paint(image, _below(_ridge(rng, size, 0.62, 0.03), size), _gradient(size, (0.6, (0.36, 0.14, 0.33)), (1, _jitter(rng, (0.22, 0.09, 0.26), 0.02))))
+    _paint(
+        image,
+        _below(_ridge(rng, size, 0.62, 0.03), size),
+        _gradient(size, (0.6, (0.36, 0.14, 0.33)), (1, _jitter(rng, (0.22, 0.09, 0.26), 0.02))),
+    )
     return image
 
 

@@ -81,13 +81,21 @@ def caption(scene: Scene, phrasing: int = 0) -> str:
 
 
 _INSTRUCTIONS: dict[str, tuple[str, ...]] = {
-    "change object": ("turn the {word} into {a_value}", "replace the {word} with {a_value}", "make the {word} {a_value}"),
+    "change object": (
+        "turn the {word} into {a_value}",
+        "replace the {word} with {a_value}",
+        "make the {word} {a_value}",
+    ),
     "add object": ("add {a_value}", "put {a_value} into the picture", "place {a_value} next to it"),
     "remove object": ("remove the {word}", "delete the {word}", "take the {word} away"),
     "change content": ("put {a_value} on the {word}", "make the {word} wear {a_value}", "give the {word} {a_value}"),
     "change pose": ("make the {word} {doing}", "let the {word} be {value}", "change the {word} so that it is {value}"),
     "change colour": ("make the {word} {value}", "colour the {word} {value}", "turn the {word} {value}"),
-    "change material": ("make the {word} {value}", "turn the {word} into {a_value} one", "make the {word} look {value}"),
+    "change material": (
+        "make the {word} {value}",
+        "turn the {word} into {a_value} one",
+        "make the {word} look {value}",
+    ),
     "change background": ("move it {place}", "change the background so that it is {place}", "show it {place}"),
     "change style": ("turn it into {picture}", "make it look like {picture}", "change it {style}"),
     "drag": ("move the {word} to the {value}", "drag the {word} to the {value}", "shift the {word} to the {value}"),

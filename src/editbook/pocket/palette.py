@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -32,7 +32,7 @@ COLOURS = tuple(_COLOUR_RAMPS)
 MATERIALS = tuple(_MATERIAL_RAMPS)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _ramp(codes: tuple[str, ...]) -> np.ndarray:
     """256 colours, float32 (256, 3)."""
     anchors = np.array([[int(code[k : k + 2], 16) / 255 for k in (0, 2, 4)] for code in codes], np.float32)
@@ -62,6 +62,12 @@ def recolour(rgba: np.ndarray, colour: str) -> np.ndarray:
     Args:
         rgba: float32 (height, width, 4) in [0, 1], straight alpha.
         colour: One of `COLOURS`.
+
+    Returns:
+        float32 (height, width, 4) in [0, 1]; the alpha is the sprite's own.
+
+    Raises:
+        EditbookError: If the colour is not one of `COLOURS`.
     """
     if colour not in _COLOUR_RAMPS:
         raise unknown("colour", colour, COLOURS)
@@ -80,7 +86,13 @@ def transmute(rgba: np.ndarray, material: str, rng: np.random.Generator) -> np.n
     Args:
         rgba: float32 (height, width, 4) in [0, 1], straight alpha.
         material: One of `MATERIALS`.
-        rng: Varies the grain and the glints.
+        rng: Varies the grain and the glints; how often it is drawn from does not depend on the size.
+
+    Returns:
+        float32 (height, width, 4) in [0, 1]. Only ice, which is translucent, lowers the alpha.
+
+    Raises:
+        EditbookError: If the material is not one of `MATERIALS`.
     """
     if material not in _MATERIAL_RAMPS:
         raise unknown("material", material, MATERIALS)

@@ -38,9 +38,7 @@ def _posed_height(thing: Thing) -> float:
 
 def _placed(thing: Thing, size: int) -> np.ndarray:
     """The object alone on a transparent picture: float32 (size, size, 4), straight alpha, in [0, 1]."""
-    stored = sprites.dressed(
-        thing.word, thing.size * size, thing.colour, thing.material, thing.seed, thing.accessory
-    )
+    stored = sprites.dressed(thing.word, thing.size * size, thing.colour, thing.material, thing.seed, thing.accessory)
     centre_y = thing.y - _posed_height(thing) / 2 - (_JUMP * thing.size if thing.pose == "jumping" else 0)
     # Every sprite with a front looks left. PIL wants the map from the picture's pixels to the sprite's.
     mirror = -1.0 if thing.facing == "right" else 1.0

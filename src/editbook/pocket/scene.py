@@ -59,7 +59,9 @@ class Thing:
         if self.accessory and row.eyes is None:
             raise EditbookError(f"A {self.word} has no face to wear a {self.accessory}.")
         if not (0 < self.size <= 1 and np.isfinite([self.x, self.y]).all()):
-            raise EditbookError(f"size must lie in (0, 1] and x, y must be finite, got {self.size}, {self.x}, {self.y}.")
+            raise EditbookError(
+                f"size must lie in (0, 1] and x, y must be finite, got {self.size}, {self.x}, {self.y}."
+            )
 
 
 @dataclass(frozen=True)

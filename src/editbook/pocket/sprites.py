@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.resources import files
 
 import numpy as np
@@ -18,7 +18,17 @@ from ..errors import unknown
 from . import palette
 
 _FOLDER = files("editbook.pocket") / "sprites"
-_LEVELS = (16, 24, 32, 48, 64, 96, 128, 192, 256)  # side lengths kept, so that no sprite shrinks by more than 1.5 at once
+_LEVELS = (
+    16,
+    24,
+    32,
+    48,
+    64,
+    96,
+    128,
+    192,
+    256,
+)  # side lengths kept, so that no sprite shrinks by more than 1.5 at once
 _PATTERNS = 4  # how many grains of wood, kinds of speckle, ... each object has
 CANVAS = 2.0  # a sprite's square canvas, in sprite sides: room for a tall hat
 
@@ -43,7 +53,7 @@ def _anchor(row: dict[str, str], name: str) -> tuple[float, float, float] | None
 
 
 def _read_table() -> dict[str, Sprite]:
-    with (_FOLDER / "table.csv").open(encoding="utf-8", newline="") as file:
+    with (_FOLDER / "table.csv").open(encoding="utf-8") as file:
         return {
             row["word"]: Sprite(
                 row["word"],
@@ -86,7 +96,7 @@ def can_wear(word: str) -> bool:
     return sprite(word).eyes is not None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _original(word: str) -> Image.Image:
     with (_FOLDER / f"{TABLE[word].code_point}.webp").open("rb") as file:
         image = Image.open(file).convert("RGBA")
@@ -138,8 +148,12 @@ def dressed(
     """An object as RGBA on a square canvas of `CANVAS` times its larger side, centred.
 
     Args:
+        word: The object.
         side: The least number of pixels that its larger side shall have; the next stored level is used.
+        colour: One of `palette.COLOURS`, or None.
+        material: One of `palette.MATERIALS`, or None.
         seed: Picks one of a few variants of a material's pattern.
+        accessory: One of `ACCESSORIES`, or None.
     """
     level = next((level for level in _LEVELS if level >= side), _LEVELS[-1])
     return _dressed(word, level, colour, material, seed % _PATTERNS if material else 0, accessory)

@@ -25,13 +25,13 @@ def _blur(image: np.ndarray, radius: float) -> np.ndarray:
     size = image.shape[0]
     side = max(2, round(1 / radius))
     channels = image[..., None] if image.ndim == 2 else image
-    out = [
+    planes = [
         Image.fromarray(np.ascontiguousarray(channels[..., k], np.float32))
         .resize((side, side), Image.Resampling.BOX)
         .resize((size, size), Image.Resampling.BICUBIC)
         for k in range(channels.shape[2])
     ]
-    return np.squeeze(np.stack([np.asarray(channel) for channel in out], -1), -1) if image.ndim == 2 else np.stack(out, -1)
+    return np.stack([np.asarray(plane) for plane in planes], -1).reshape(image.shape)
 
 
 def _noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
@@ -74,7 +74,7 @@ def _van_gogh(image: Picture, rng: np.random.Generator) -> Picture:
     # Strokes follow the contours of the tone where there are any, and swirl elsewhere.
     tone = _blur(image @ _LUMA, 1 / 16)
     gy, gx = np.gradient(tone)
-    angle = np.arctan2(gx, -gy) * 1.0
+    angle = np.arctan2(gx, -gy)
     swirl = 2.2 * field
     weight = (np.hypot(gx, gy) * size * 0.35).clip(0, 1)
     u = weight * np.cos(angle) + (1 - weight) * np.cos(swirl)
@@ -86,7 +86,10 @@ def _van_gogh(image: Picture, rng: np.random.Generator) -> Picture:
     paint = np.zeros_like(image)
     stroke = np.zeros((size, size), np.float32)
     for reach in (-0.04, -0.02, 0.0, 0.02, 0.04):
-        at = ((row + reach * v).round().astype(int).clip(0, size - 1), (column + reach * u).round().astype(int).clip(0, size - 1))
+        at = (
+            (row + reach * v).round().astype(int).clip(0, size - 1),
+            (column + reach * u).round().astype(int).clip(0, size - 1),
+        )
         paint += image[at] / 5
         stroke += grain[at] / 5
     tone = paint @ _LUMA
@@ -164,7 +167,19 @@ STYLES = tuple(_STYLES)
 
 
 def apply(image: Picture, style: str, rng: np.random.Generator) -> Picture:
-    """A picture in another style: float32 (size, size, 3) in [0, 1]. "photo" leaves it as it is."""
+    """A picture in another style. Strokes, tiles and blocks scale with the picture.
+
+    Args:
+        image: float32 (size, size, 3) in [0, 1].
+        style: One of `STYLES`; "photo" leaves the picture as it is.
+        rng: Varies the strokes, the paper and the tiles.
+
+    Returns:
+        float32 (size, size, 3) in [0, 1].
+
+    Raises:
+        EditbookError: If the style is not one of `STYLES`.
+    """
     if style not in _STYLES:
         raise unknown("style", style, STYLES)
     return _STYLES[style](image, rng).clip(0, 1).astype(np.float32, copy=False)

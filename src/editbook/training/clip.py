@@ -1,4 +1,4 @@
-"""The text and vision towers: CLIP on the world's captions, with image quality and editing instructions in its vocabulary.
+"""The text and vision towers: CLIP on the world's captions, which also learns instructions and picture quality.
 
 Later chapters condition on instructions and on quality phrases with the same frozen text tower, so it must know them.
 A caption meets its picture (Radford et al. 2021). A fifth of the pictures are spoiled and their captions say how much.
@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel
 
-from ..pocket import QUALITIES, sample_edit, sample_held_out
+from ..pocket import QUALITIES, sample_held_out
 from .loop import Plan, Recipe, compiled, train
-from .stream import SceneStream
+from .stream import EditStream, SceneStream
 from .tokenizer import MAX_LENGTH, train_tokenizer
 
 WIDTH = 128
@@ -44,7 +44,7 @@ def build_clip(vocabulary: int, start: int, end: int) -> CLIPModel:
     )
 
 
-def spoil(pictures: torch.Tensor, level: int, generator: torch.Generator) -> torch.Tensor:
+def spoil(pictures: torch.Tensor, level: int) -> torch.Tensor:
     """Pictures (n, 3, h, w) in [-1, 1] made worse: level 0 (unusable) to 4 (untouched), by blur and noise."""
     if level == 4:
         return pictures
@@ -52,8 +52,7 @@ def spoil(pictures: torch.Tensor, level: int, generator: torch.Generator) -> tor
     small = max(8, round(pictures.shape[-1] * (1 - 0.82 * harm)))
     blurred = functional.interpolate(pictures, small, mode="area")
     blurred = functional.interpolate(blurred, pictures.shape[-1], mode="bilinear")
-    noise = torch.randn(pictures.shape, generator=generator)
-    return (blurred + 0.35 * harm * noise).clamp(-1, 1)
+    return (blurred + 0.35 * harm * torch.randn_like(pictures)).clamp(-1, 1)
 
 
 def contrastive_loss(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -61,32 +60,6 @@ def contrastive_loss(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> t
     logits = scale * functional.normalize(a.float(), dim=-1) @ functional.normalize(b.float(), dim=-1).T
     labels = torch.arange(len(a), device=a.device)
     return (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
-
-
-class _EditPairs:
-    """A pool of edits: pictures before and after, and the instruction."""
-
-    def __init__(self, seed: int, batch_size: int, pool: int = 1024, reuse: int = 8) -> None:
-        self.batch_size, self.fresh, self._next = batch_size, batch_size // reuse, seed * 1_000_000_000
-        self._pairs = torch.zeros(pool, 2, 3, 64, 64, dtype=torch.uint8)
-        self._texts = [""] * pool
-        self._rng = np.random.default_rng([seed, 22])
-        self._draw(pool)
-
-    def _draw(self, count: int) -> None:
-        for _ in range(count):
-            slot = self._next % len(self._texts)
-            before, after, text = sample_edit(self._next)
-            arrays = np.stack([before.array(), after.array()])
-            self._pairs[slot] = torch.from_numpy(arrays).permute(0, 3, 1, 2)
-            self._texts[slot] = text
-            self._next += 1
-
-    def batch(self) -> tuple[torch.Tensor, list[str]]:
-        """Pictures (n, 2, 3, 64, 64) in [-1, 1] and n instructions."""
-        self._draw(self.fresh)
-        slots = self._rng.integers(len(self._texts), size=self.batch_size)
-        return self._pairs[torch.from_numpy(slots)].float() / 127.5 - 1, [self._texts[slot] for slot in slots]
 
 
 @torch.no_grad()
@@ -112,8 +85,8 @@ def train_clip(plan: Plan, *, batch_size: int = 128) -> dict[str, Any]:
     tokenizer = train_tokenizer(plan.run / "tokenizer")
     clip = build_clip(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
     head = nn.Linear(WIDTH, WIDTH, bias=False)  # reads a change from the difference of two pictures; not shipped
-    stream, edits = SceneStream(2, batch_size, reuse=4, pool=4096), _EditPairs(3, batch_size // 4)
-    rng, generator = np.random.default_rng(4), torch.Generator().manual_seed(4)
+    stream = SceneStream(2, batch_size, reuse=4, pool=4096, workers=plan.workers)
+    edits = EditStream(3, batch_size // 4, reuse=8, pool=1024, workers=plan.workers)
 
     def objective(pictures: torch.Tensor, tokens: torch.Tensor, before_after: torch.Tensor) -> torch.Tensor:
         n, m = len(pictures), len(before_after)
@@ -132,18 +105,20 @@ def train_clip(plan: Plan, *, batch_size: int = 128) -> dict[str, Any]:
         slots = stream.choose()
         pictures, captions = stream.pictures(slots), stream.captions(slots)
         for row in range(0, batch_size, 5):
-            level = int(rng.integers(5))
-            pictures[row : row + 1] = spoil(pictures[row : row + 1], level, generator)
+            level = int(torch.randint(5, ()))
+            pictures[row : row + 1] = spoil(pictures[row : row + 1], level)
             captions[row] = f"{captions[row]}, {QUALITIES[level]}"
-        before_after, instructions = edits.batch()
-        tokens = _tokens(tokenizer, [*captions, *instructions])
+        edits.advance()
+        edit_slots = edits.choose()
+        tokens = _tokens(tokenizer, [*captions, *edits.captions(edit_slots)])
+        before_after = edits.pictures(edit_slots)
         return fast(pictures.to(plan.device), tokens.to(plan.device), before_after.to(plan.device))
 
-    record = train(Recipe("clip", {"clip": clip, "head": head}, stream, loss, decay_from=0.5), plan)
+    networks = {"clip": clip, "head": head}
+    record = train(Recipe("clip", networks, stream, loss, decay_from=0.5, more_streams=(edits,)), plan)
     clip.to("cpu")
     record["held_out_retrieval_of_256"] = round(retrieval(clip, tokenizer), 4)
     clip.save_pretrained(plan.run / "clip")
     CLIPTextModel.from_pretrained(plan.run / "clip").save_pretrained(plan.run / "text_encoder")
     (plan.run / "clip" / "record.json").write_text(json.dumps(record, indent=2))
     return record
-

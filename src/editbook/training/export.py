@@ -69,36 +69,47 @@ def export(run: Path, destination: Path) -> Path:
 
 def _card(run: Path, counts: dict[str, int]) -> str:
     records = {part: json.loads((run / part / "record.json").read_text()) for part in ("vae", "clip", "unet")}
-    vae, clip, unet = records["vae"], records["clip"], records["unet"]
 
-    def length(record: dict[str, Any]) -> str:
-        return f"{record['samples']:,} samples, {record['seconds'] / 60:.0f} minutes on {record.get('device', 'cpu')}"
+    def length(part: str) -> str:
+        record = records[part]
+        return f"{record['samples']:,} samples, {record['seconds'] / 60:.0f} min on {record.get('device', 'cpu')}"
 
-    return f"""# The pocket model: card
+    recall = 100 * records["clip"]["held_out_retrieval_of_256"]
+    rows = [
+        ("autoencoder", "AutoencoderKL", "vae", f"PSNR {records['vae']['held_out_psnr_db']} dB"),
+        ("text and vision towers", "CLIPModel", "clip", f"own caption is the nearest of 256: {recall:.0f} %"),
+        ("denoiser", "UNet2DConditionModel", "unet", "see the samples and the loss in the chapter on diffusion"),
+    ]
+    table = "\n".join(
+        f"| {name} | `{kind}` | {counts[part]:,} | {length(part)} | {measured} |" for name, kind, part, measured in rows
+    )
+    return _CARD.format(table=table)
 
-A Stable-Diffusion-shaped text-to-image model, small enough for a laptop's processor: 64 x 64 pictures of the pocket world,
-latents of 4 x 16 x 16. Standard diffusers and transformers folders; `StableDiffusionPipeline.from_pretrained` opens it.
+
+_CARD = """# The pocket model: card
+
+A Stable-Diffusion-shaped text-to-image model, small enough for a laptop's processor: 64 x 64 pictures of the pocket
+world, latents of 4 x 16 x 16. Standard diffusers and transformers folders; `StableDiffusionPipeline.from_pretrained`
+opens it.
 
 | part | class | parameters | trained for | measured on held-out scenes |
 | --- | --- | ---: | --- | --- |
-| autoencoder | `AutoencoderKL` | {counts["vae"]:,} | {length(vae)} | PSNR {vae["held_out_psnr_db"]} dB |
-| text and vision towers | `CLIPModel` | {counts["clip"]:,} | {length(clip)} | own caption nearest of 256: {100 * clip["held_out_retrieval_of_256"]:.0f} % |
-| denoiser | `UNet2DConditionModel` | {counts["unet"]:,} | {length(unet)} | see the report of the chapter on evaluation |
+{table}
 
-**Data.** Scenes of `editbook.pocket`, drawn on the fly from seeds, with captions in four phrasings, editing instructions and
-phrases of image quality; no photograph and no text from elsewhere. One combination of object, colour or material, and
-background in eight is never shown in training.
+**Data.** Scenes of `editbook.pocket`, drawn on the fly from seeds, with captions in four phrasings, editing
+instructions and phrases of image quality; no photograph and no text from elsewhere. One combination of object, colour
+or material, and background in eight is never shown in training.
 
-**Recipe.** `editbook train vae`, `clip`, `unet`, then `export`: the code is `editbook/training/`. AdamW, bfloat16 autocast,
-averaged weights. Autoencoder: squared, absolute and edge error, KL weight 1e-6. Towers: CLIP's contrastive loss; a fifth of
-the pictures is spoiled at five levels with a caption that says so; instructions are matched with the difference of the
-pictures before and after. Denoiser: noise prediction, scaled-linear betas 0.00085 to 0.012 over 1000 steps, captions dropped
-10 % of the time, min-SNR weights with gamma 5.
+**Recipe.** `editbook train vae`, `clip`, `unet`, then `export`: the code is `editbook/training/`. AdamW, bfloat16
+autocast, averaged weights. Autoencoder: squared, absolute and edge error, KL weight 1e-6. Towers: CLIP's contrastive
+loss; a fifth of the pictures is spoiled at five levels with a caption that says so; instructions are matched with the
+difference of the pictures before and after. Denoiser: noise prediction, scaled-linear betas 0.00085 to 0.012 over 1000
+steps, captions dropped 10 % of the time, min-SNR weights with gamma 5.
 
 **Use.** Teaching, and testing editing methods against an exact truth. It knows nothing outside the pocket world.
 
-**Limits.** These are *first weights*: thin parts (whiskers, bicycle spokes) blur, rare combinations of pose and accessory
-fail, two objects may exchange attributes. A page that leans on a strength says what was measured.
+**Limits.** These are *first weights*: thin parts (whiskers, bicycle spokes) blur, rare combinations of pose and
+accessory fail, two objects may exchange attributes. Pages print what they measured.
 
 **Licence.** Weights MIT. The sprites behind the training pictures are Microsoft's Fluent Emoji (MIT).
 """

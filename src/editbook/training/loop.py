@@ -6,11 +6,14 @@ import csv
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
 
@@ -29,8 +32,8 @@ class Plan:
         device: "cpu" or "cuda".
         threads: CPU threads; None leaves torch's choice.
         compile: Compile the network: a minute of waiting, then half as fast again on a CPU, more on a GPU.
-        learning_rate: Peak of the schedule.
         save_every: Seconds between checkpoints.
+        workers: Processes that draw scenes ahead; for a GPU, which one core cannot feed.
     """
 
     run: Path
@@ -39,8 +42,8 @@ class Plan:
     device: str = "cpu"
     threads: int | None = None
     compile: bool = False
-    learning_rate: float = 1e-3
     save_every: float = 180.0
+    workers: int = 0
 
 
 @dataclass
@@ -52,16 +55,20 @@ class Recipe:
         networks: Trained modules by name.
         stream: Where the scenes come from.
         loss: From one batch to the loss to minimise; called under autocast.
+        learning_rate: Peak of the schedule.
         decay_from: Fraction of the run after which the learning rate falls linearly to 0.
         show: Called at every checkpoint with the averaged networks in place, to draw samples.
+        more_streams: Further streams that `loss` draws from, to be saved with the rest.
     """
 
     name: str
     networks: dict[str, nn.Module]
     stream: SceneStream
     loss: Callable[[], torch.Tensor]
+    learning_rate: float = 1e-3
     decay_from: float = 0.6
     show: Callable[[Path], None] | None = None
+    more_streams: Sequence[SceneStream] = ()
 
 
 def train(recipe: Recipe, plan: Plan) -> dict[str, Any]:
@@ -79,7 +86,7 @@ def train(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     modules = nn.ModuleDict(recipe.networks).train().to(plan.device)
     weights = [p for p in modules.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(weights, plan.learning_rate, (0.9, 0.99), weight_decay=1e-3, fused=True)
+    optimiser = torch.optim.AdamW(weights, recipe.learning_rate, (0.9, 0.99), weight_decay=1e-3, fused=True)
     average = [p.detach().clone() for p in weights]
     seen, spent, smooth, step = 0, 0.0, float("nan"), 0
     checkpoint = folder / "checkpoint.pt"
@@ -89,11 +96,22 @@ def train(recipe: Recipe, plan: Plan) -> dict[str, Any]:
         optimiser.load_state_dict(state["optimiser"])
         average = [mean.detach() for mean in state["average"]]
         recipe.stream.load_state_dict(state["stream"])
+        for stream, position in zip(recipe.more_streams, state.get("more_streams", ()), strict=False):
+            stream.load_state_dict(position)
         torch.set_rng_state(state["rng"].cpu())
+        if torch.cuda.is_available() and state.get("cuda_rng"):
+            torch.cuda.set_rng_state_all([rng.cpu() for rng in state["cuda_rng"]])
         seen, spent, smooth, step = (state[key] for key in ("seen", "spent", "smooth", "step"))
     stop = _StopSignal()
+    _keep_rows(folder / "loss.csv", seen)
     log = (folder / "loss.csv").open("a", newline="")
-    bar = tqdm(total=plan.samples if plan.minutes is None else None, initial=seen, unit="sample", desc=recipe.name, mininterval=10)
+    bar = tqdm(
+        total=plan.samples if plan.minutes is None else None,
+        initial=seen,
+        unit="sample",
+        desc=recipe.name,
+        mininterval=10,
+    )
     began = saved = time.monotonic()
     base = spent
 
@@ -107,7 +125,9 @@ def train(recipe: Recipe, plan: Plan) -> dict[str, Any]:
             "optimiser": optimiser.state_dict(),
             "average": average,
             "stream": recipe.stream.state_dict(),
+            "more_streams": [stream.state_dict() for stream in recipe.more_streams],
             "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "seen": seen,
             "spent": spent,
             "smooth": smooth,
@@ -116,6 +136,7 @@ def train(recipe: Recipe, plan: Plan) -> dict[str, Any]:
         torch.save(state, checkpoint.with_suffix(".tmp"))
         os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
         log.flush()
+        _draw_curve(folder)
         if recipe.show is not None:
             swap()
             modules.eval()
@@ -129,7 +150,7 @@ def train(recipe: Recipe, plan: Plan) -> dict[str, Any]:
             if done >= 1 or stop.asked:
                 break
             warm = min(1.0, (step + 1) / 100)
-            rate = plan.learning_rate * warm * min(1.0, (1 - done) / (1 - recipe.decay_from))
+            rate = recipe.learning_rate * warm * min(1.0, (1 - done) / (1 - recipe.decay_from))
             for group in optimiser.param_groups:
                 group["lr"] = rate
             with torch.autocast(plan.device.split(":")[0], torch.bfloat16):
@@ -145,7 +166,7 @@ def train(recipe: Recipe, plan: Plan) -> dict[str, Any]:
             optimiser.step()
             step += 1
             with torch.no_grad():
-                torch._foreach_lerp_(average, weights, 1 - min(0.9995, (1 + step) / (10 + step)))
+                torch._foreach_lerp_(average, list[torch.Tensor](weights), 1 - min(0.9995, (1 + step) / (10 + step)))
             seen += recipe.stream.batch_size
             spent = base + time.monotonic() - began
             value = float(loss.detach())
@@ -172,6 +193,25 @@ def train(recipe: Recipe, plan: Plan) -> dict[str, Any]:
 def compiled(function: Callable[..., torch.Tensor], plan: Plan) -> Callable[..., torch.Tensor]:
     """The function, compiled if the plan says so."""
     return torch.compile(function) if plan.compile else function
+
+
+def _keep_rows(path: Path, seen: int) -> None:
+    """Drop the rows of the log that a killed run wrote after its last checkpoint: they will be written again."""
+    if path.exists():
+        rows = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(row for row in rows if int(row.split(",")[0]) <= seen))
+
+
+def _draw_curve(folder: Path) -> None:
+    """The loss over the samples, from `loss.csv`, as `loss.png`."""
+    rows = np.loadtxt(folder / "loss.csv", delimiter=",", ndmin=2)
+    if len(rows) < 2:
+        return
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(rows[:, 0], rows[:, 2])
+    axes.set(xlabel="training samples", ylabel="smoothed loss", yscale="log", title=folder.name)
+    figure.savefig(folder / "loss.png", dpi=100)
 
 
 class _StopSignal:

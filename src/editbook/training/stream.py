@@ -1,13 +1,28 @@
-"""Training scenes, drawn on the fly: an endless, deterministic stream that can be taken up again after a kill."""
+"""Training scenes, drawn on the fly: endless, deterministic streams that can be taken up again after a kill."""
 
 from __future__ import annotations
 
+import multiprocessing
+from collections import deque
+from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..pocket import PHRASINGS, sample
+from ..pocket import PHRASINGS, sample, sample_edit
+
+
+def _draw_scene(number: int, size: int) -> tuple[np.ndarray, list[str]]:
+    """The picture (size, size, 3) of scene `number`, and its caption in every phrasing."""
+    scene = sample(number)
+    return scene.array(size), [scene.caption(phrasing) for phrasing in range(PHRASINGS)]
+
+
+def _draw_edit(number: int, size: int) -> tuple[np.ndarray, list[str]]:
+    """The pictures before and after edit `number` (2, size, size, 3), and its instruction."""
+    before, after, instruction = sample_edit(number)
+    return np.stack([before.array(size), after.array(size)]), [instruction]
 
 
 class SceneStream:
@@ -22,26 +37,45 @@ class SceneStream:
         size: Side of the pictures in pixels.
         reuse: How often a scene is used on average.
         pool: Scenes held at a time.
+        workers: Processes that draw ahead; 0 draws in this one. The stream is the same whatever their number.
     """
 
-    def __init__(self, seed: int, batch_size: int, *, size: int = 64, reuse: int = 4, pool: int = 2048) -> None:
+    _draw = staticmethod(_draw_scene)
+    _shape: tuple[int, ...] = ()  # of one item, before (3, size, size)
+    _rng_key = 21
+
+    def __init__(
+        self, seed: int, batch_size: int, *, size: int = 64, reuse: int = 4, pool: int = 2048, workers: int = 0
+    ) -> None:
         if batch_size % reuse:
             raise ValueError(f"batch_size must be a multiple of reuse, got {batch_size} and {reuse}.")
         self.batch_size, self.size, self.fresh = batch_size, size, batch_size // reuse
         self._first = seed * 1_000_000_000
         self._drawn = 0
-        self._rng = np.random.default_rng([seed, 21])
-        self._pictures = torch.zeros(pool, 3, size, size, dtype=torch.uint8)
-        self._captions: list[list[str]] = [[""] * PHRASINGS for _ in range(pool)]
+        self._rng = np.random.default_rng([seed, self._rng_key])
+        # Spawned, not forked: a fork copies torch's locks in whatever state its threads hold them.
+        context = multiprocessing.get_context("spawn")
+        self._workers = ProcessPoolExecutor(workers, context) if workers else None
+        self._ahead: deque[Future[tuple[np.ndarray, list[str]]]] = deque()
+        self._pictures = torch.zeros(pool, *self._shape, 3, size, size, dtype=torch.uint8)
+        self._captions: list[list[str]] = [[""]] * pool
         self._fill(pool)
+
+    def _next(self, count: int) -> list[tuple[np.ndarray, list[str]]]:
+        """The next `count` items, in order."""
+        number = self._first + self._drawn
+        self._drawn += count
+        if self._workers is None:
+            return [self._draw(number + k, self.size) for k in range(count)]
+        for k in range(len(self._ahead), count + 8 * self.fresh):
+            self._ahead.append(self._workers.submit(self._draw, number + k, self.size))
+        return [self._ahead.popleft().result() for _ in range(count)]
 
     def _fill(self, count: int) -> torch.Tensor:
         slots = [(self._drawn + k) % len(self._captions) for k in range(count)]
-        for k, slot in enumerate(slots):
-            scene = sample(self._first + self._drawn + k)
-            self._pictures[slot] = torch.from_numpy(scene.array(self.size)).permute(2, 0, 1)
-            self._captions[slot] = [scene.caption(phrasing) for phrasing in range(PHRASINGS)]
-        self._drawn += count
+        for slot, (picture, captions) in zip(slots, self._next(count), strict=True):
+            self._pictures[slot] = torch.from_numpy(np.moveaxis(picture, -1, -3))
+            self._captions[slot] = captions
         return torch.tensor(slots)
 
     def advance(self) -> torch.Tensor:
@@ -67,6 +101,19 @@ class SceneStream:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a stream of the same arguments stood."""
+        self._ahead.clear()
         self._drawn = state["drawn"] - len(self._captions)
         self._fill(len(self._captions))
         self._rng.bit_generator.state = state["rng"]
+
+
+class EditStream(SceneStream):
+    """The same for edits: pictures are pairs, before and after, (n, 2, 3, size, size); captions are instructions."""
+
+    _draw = staticmethod(_draw_edit)
+    _shape = (2,)
+    _rng_key = 22
+
+    def captions(self, slots: torch.Tensor) -> list[str]:
+        """The instruction of each slot."""
+        return [self._captions[slot][0] for slot in slots.tolist()]

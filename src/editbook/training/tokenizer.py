@@ -57,4 +57,3 @@ def train_tokenizer(folder: Path, *, sentences: int = 30_000, merges: int = 768)
     lines = ["#version: 0.2", *(" ".join(pair) for pair in pairs), ""]
     (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
     return tokenizer
-

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from PIL import Image, ImageDraw
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..model import Model
@@ -18,7 +19,7 @@ from .stream import SceneStream
 
 
 def build_unet(width: int) -> UNet2DConditionModel:
-    """Three levels (16, 8, 4 cells), cross-attention at each, 7.6 million parameters."""
+    """Three levels (16, 8, 4 cells), cross-attention at each, 5.9 million parameters."""
     return UNet2DConditionModel(
         sample_size=16,
         block_out_channels=(64, 96, 128),
@@ -50,8 +51,7 @@ class _LatentPool:
     def __init__(self, stream: SceneStream, vae: AutoencoderKL, model: Model, device: str, pool: int) -> None:
         self._stream, self._vae, self._model, self._device = stream, vae, model, device
         self._latents = torch.zeros(pool, 4, 16, 16, device=device)
-        for slots in torch.arange(pool).split(64):
-            self._encode(slots)
+        self._filled = False
 
     @torch.no_grad()
     def _encode(self, slots: torch.Tensor) -> None:
@@ -61,6 +61,10 @@ class _LatentPool:
 
     def batch(self, no_caption: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents (n, 4, 16, 16) and embeddings; a share of the captions is replaced by the empty one."""
+        if not self._filled:  # not sooner: a resumed run first puts the stream back where it stood
+            for slots in torch.arange(len(self._latents)).split(64):
+                self._encode(slots)
+            self._filled = True
         self._encode(self._stream.advance())
         slots = self._stream.choose()
         drop = torch.rand(len(slots)) < no_caption
@@ -68,7 +72,7 @@ class _LatentPool:
         return self._latents[slots.to(self._device)], self._model.embed(texts)
 
 
-def train_unet(plan: Plan, *, batch_size: int = 64, no_caption: float = 0.1) -> dict[str, Any]:
+def train_unet(plan: Plan, *, batch_size: int = 32, no_caption: float = 0.1) -> dict[str, Any]:
     """Train the U-Net on latents of `run/vae` under captions read by `run/text_encoder`; saves `run/unet`."""
     torch.manual_seed(5)
     vae = AutoencoderKL.from_pretrained(plan.run / "vae").to(plan.device).eval().requires_grad_(False)
@@ -78,7 +82,7 @@ def train_unet(plan: Plan, *, batch_size: int = 64, no_caption: float = 0.1) -> 
     scheduler.save_pretrained(plan.run / "scheduler")
     model = Model(unet, vae, text_encoder, tokenizer, scheduler, "pocket")
     unet.requires_grad_(True).to(plan.device)
-    stream = SceneStream(6, batch_size, reuse=4, pool=4096)
+    stream = SceneStream(6, batch_size, reuse=4, pool=4096, workers=plan.workers)
     pool = _LatentPool(stream, vae, model, plan.device, 4096)
     alphas = scheduler.alphas_cumprod.to(plan.device)
     scenes = [sample_held_out(seed) for seed in range(16)]
@@ -105,15 +109,13 @@ def train_unet(plan: Plan, *, batch_size: int = 64, no_caption: float = 0.1) -> 
         pictures = model.decode_batch(follow(model, noise, Schedule(scheduler, 25).sampling(), guidance))
         _contact_sheet(pictures, [scene.caption() for scene in scenes]).save(folder / "samples.png")
 
-    record = train(Recipe("unet", {"unet": unet}, stream, loss, decay_from=0.6, show=show), plan)
+    record = train(Recipe("unet", {"unet": unet}, stream, loss, learning_rate=7e-4, show=show), plan)
     unet.to("cpu").save_pretrained(plan.run / "unet")
     (plan.run / "unet" / "record.json").write_text(json.dumps(record, indent=2))
     return record
 
 
-def _contact_sheet(pictures: list, captions: list[str], columns: int = 4, side: int = 192):  # type: ignore[no-untyped-def]
-    from PIL import Image, ImageDraw
-
+def _contact_sheet(pictures: list[Image.Image], captions: list[str], columns: int = 4, side: int = 192) -> Image.Image:
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * side, rows * (side + 16)), "white")
     draw = ImageDraw.Draw(sheet)

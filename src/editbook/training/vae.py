@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ def train_vae(plan: Plan, *, batch_size: int = 16) -> dict[str, Any]:
     """Train the autoencoder and save it, with its measured scaling factor, in `run/vae`."""
     torch.manual_seed(1)
     vae = build_vae()
-    stream = SceneStream(1, batch_size, reuse=4)
+    stream = SceneStream(1, batch_size, reuse=4, workers=plan.workers)
     shown = held_out_pictures(8)
 
     def objective(x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

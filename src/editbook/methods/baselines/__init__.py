@@ -1,0 +1,1 @@
+"""What editing without any control gives: the ground that methods stand on."""

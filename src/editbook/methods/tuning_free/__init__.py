@@ -1,0 +1,1 @@
+"""Methods that train nothing and tune nothing."""

@@ -1,0 +1,1 @@
+"""Attention is read or rewritten while sampling."""

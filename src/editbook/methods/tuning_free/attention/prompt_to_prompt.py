@@ -1,4 +1,4 @@
-"""Prompt-to-Prompt: the edited picture reads the source's attention maps in the early steps (Hertz et al., ICLR 2023)."""
+"""Prompt-to-Prompt: the edited picture reads the source's attention maps in the early steps (Hertz et al. 2023)."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ class PromptToPromptControl(Control):
         source, target = probabilities[:1], probabilities[1:]
         if site.kind == "self":
             return torch.cat([source, source.expand_as(target)])
-        mapper, weights, known, until = (x.to(source) for x in (self.mapper, self.weights, self.known, self.until))
+        mapper, weights, known = (x.to(source) for x in (self.mapper, self.weights, self.known))
         injected = (source @ mapper) + (1 - known) * target
         # The official code counts S + 1 steps here; a token is held while i < floor(tau (S + 1)).
-        gate = (self.step < (until * (self.total + 1)).floor()).to(source)
+        gate = (self.step < (self.until * (self.total + 1)).floor()).to(source)
         return torch.cat([source, gate * injected * weights + (1 - gate) * target])
 
 
@@ -127,7 +127,8 @@ class PromptToPrompt(Method):
         swap = self.edit == "swap" or (self.edit == "auto" and same_length)
         mapper = (swap_mapper if swap else refine_mapper)(tokenizer, source, target)
         weights = torch.ones(mapper.shape[1])
-        until = torch.full((mapper.shape[1],), float(self.cross_replace))
+        # float64: in a smaller format tau (S + 1) may fall just below a whole number of steps.
+        until = torch.full((mapper.shape[1],), float(self.cross_replace), dtype=torch.float64)
         for word, factor in self.reweight.items():
             weights[tokens_of(tokenizer, target, word)] = float(factor)
         for word, fraction in self.word_replace.items():
@@ -145,22 +146,24 @@ class PromptToPrompt(Method):
         """Sample source and target together, from the inverted picture or from the seed."""
         prompts = [request.source, request.target]
         schedule = Schedule(model.scheduler, self.steps)
-        inversion = None if request.image is None else invert(model, request, self.inversion, schedule)
-        z_T = model.random_latent(request.seed) if inversion is None else inversion.z_T
         source_scale = self.source_guidance_scale
         if source_scale is None:
-            source_scale = self.guidance_scale if inversion is None else 1.0
-
-        side = z_T.shape[-2]
-        controls: list[Control] = [self.control(model.tokenizer, *prompts, side)]
+            source_scale = self.guidance_scale if request.image is None else 1.0
+        # Before the inversion: prompts that cannot be used should cost no walk.
+        guidance = guided(model, prompts, [source_scale, self.guidance_scale])
+        side = model.latent_shape[1]
+        levels = [side // 2**depth for depth in range(len(model.unet.config.block_out_channels))]
+        controls: list[Control] = [self.control(model.tokenizer, request.source, request.target, side)]
         local = None
         if self.blend is not None:
             words = (self.blend, self.blend) if isinstance(self.blend, str) else tuple(self.blend)
-            local = LocalBlend(
-                model.tokenizer, prompts, words, [min(16, side // 2)], threshold=self.blend_threshold
-            )
+            coarse = next((r for r in levels[1:] if r <= 16), levels[-1])
+            local = LocalBlend(model.tokenizer, prompts, words, [coarse], threshold=self.blend_threshold)
             controls.append(local)
-        capture = Capture(resolutions=[r for r in (side, side // 2) if r <= 32])
+        capture = Capture(resolutions=[r for r in levels if r <= 32][:2] or levels[-1:])
+
+        inversion = None if request.image is None else invert(model, request, self.inversion, schedule)
+        z_T = model.random_latent(request.seed) if inversion is None else inversion.z_T
         user_mask = None if request.mask is None else latent_mask(request.mask, z_T)
 
         def blend(step: Any) -> torch.Tensor:
@@ -173,15 +176,19 @@ class PromptToPrompt(Method):
             model,
             z_T.repeat(2, 1, 1, 1),
             schedule.sampling(),
-            guided(model, prompts, [source_scale, self.guidance_scale]),
+            guidance,
             attention=Chain([*controls, capture]),
             blend=blend,
             callbacks=[walked, *request.callbacks],
         )
         if inversion is not None:
-            inversion.sampled = Trajectory([z[:1] for z in walked.latents], [e[:1] for e in walked.noises], walked.moves)
+            inversion.sampled = Trajectory(
+                [z[:1] for z in walked.latents], [e[:1] for e in walked.noises], walked.moves
+            )
         reconstruction, image = model.decode_batch(z_0)
-        mask = user_mask if local is None else local.mask if user_mask is None else local.mask * user_mask
+        mask = user_mask
+        if local is not None and local.mask is not None:
+            mask = local.mask if user_mask is None else local.mask * user_mask
         return Edit(
             image,
             request.image if request.image is not None else reconstruction,

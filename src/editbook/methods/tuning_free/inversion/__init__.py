@@ -1,0 +1,1 @@
+"""The picture is first walked back to noise."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ....masks import KeepSource, latent_mask
 from ....model import Model
 from ....result import Edit
 from ....sampling import Schedule, follow
 from ...base import Card, Method, Request, guided, invert, reconstruct
-from ....masks import KeepSource, latent_mask
 
 
 @dataclass
@@ -37,6 +37,7 @@ class DDIMInversion(Method):
 
     def __call__(self, model: Model, request: Request) -> Edit:
         """Invert under the source prompt (w = 1), sample under the target prompt."""
+        guidance = guided(model, [request.target], self.guidance_scale)
         inversion = invert(model, request, self.inversion, Schedule(model.scheduler, self.steps))
         reconstruction = reconstruct(model, inversion, callbacks=request.callbacks)
         mask = None if request.mask is None else latent_mask(request.mask, inversion.z_T)
@@ -44,7 +45,7 @@ class DDIMInversion(Method):
             model,
             inversion.z_T,
             inversion.moves,
-            guided(model, [request.target], self.guidance_scale),
+            guidance,
             blend=None if mask is None else KeepSource(inversion.latents[1:], mask),
             callbacks=request.callbacks,
         )

@@ -1,0 +1,146 @@
+"""What every method of the registry has and does."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import editbook
+from editbook.errors import EditbookError
+from editbook.methods.base import REGISTRY, Method
+
+IDS = sorted(editbook.methods)
+ROOT = Path(editbook.methods.__file__).parent
+PROMPTS = {"source": "a photo of a cat on the beach", "target": "a photo of a fox on the beach"}
+
+
+def test_every_method_file_registers_its_method():
+    files = {path.stem.replace("_", "-") for path in ROOT.rglob("*.py") if path.stem not in ("__init__", "base")}
+    assert {inspect.getsourcefile(REGISTRY[name]).rpartition("/")[2][:-3].replace("_", "-") for name in IDS} == files
+
+
+def test_the_module_is_a_mapping():
+    assert dict(editbook.methods) == REGISTRY
+    assert len(editbook.methods) == len(IDS) >= 3
+    assert "img2img" in editbook.methods
+    assert editbook.methods.get("nothing") is None
+    assert isinstance(hash(editbook.methods), int)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_cards_are_complete_and_stand_where_the_file_is(name):
+    method = editbook.methods[name]
+    card, path = method.card, Path(inspect.getsourcefile(method))
+    for item in dataclasses.fields(card):
+        assert getattr(card, item.name), f"{item.name} of {name} is empty"
+    assert card.id == name == path.stem.replace("_", "-")
+    assert card.branch == path.parent.relative_to(ROOT).as_posix()
+    assert 2020 <= card.year <= 2030
+    assert isinstance(card.inputs, tuple)
+    assert isinstance(card.edit_types, tuple)
+    number, _, version = card.paper.partition(".")
+    assert number.isdigit()
+    assert version.isdigit()
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_every_option_is_documented_and_has_a_default(name):
+    method = editbook.methods[name]
+    text = f"{inspect.getdoc(Method)}\n{inspect.getdoc(method)}"
+    for option in method.options():
+        assert f"{option}:" in text, f"{option} of {name} has no line under Args"
+    assert dataclasses.asdict(method()) == method.options()
+    json.dumps(method.options())
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_options_are_not_shared_between_objects(name):
+    one, other = editbook.methods[name](), editbook.methods[name]()
+    for item in dataclasses.fields(one):
+        value = getattr(one, item.name)
+        if isinstance(value, dict | list | set):
+            assert value is not getattr(other, item.name)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_an_unknown_option_suggests_the_nearest(name, random_model, picture):
+    with pytest.raises(EditbookError, match="Did you mean 'guidance_scale'"):
+        editbook.edit(random_model, picture, name, **PROMPTS, guidance_scal=3)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_same_seed_same_result_and_settings_repeat_it(name, random_model, picture):
+    first = editbook.edit(random_model, picture, name, **PROMPTS, seed=4, steps=3)
+    settings = json.loads(json.dumps(first.settings))
+    again = editbook.edit(
+        random_model,
+        picture,
+        settings["method"],
+        source=settings["source"],
+        target=settings["target"],
+        seed=settings["seed"],
+        **settings["options"],
+    )
+    assert first.image.tobytes() == again.image.tobytes()
+    assert first.nfe == again.nfe > 0
+    assert first.image.size == first.source_image.size == (64, 64)
+    assert first.source_image.tobytes() == picture.tobytes()
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_the_edit_changes_the_picture_and_depends_on_the_target(name, random_model, picture):
+    one, other = (
+        editbook.edit(random_model, picture, name, source=PROMPTS["source"], target=target, steps=3)
+        for target in (PROMPTS["target"], "a photo of a castle on the beach")
+    )
+    assert one.image.tobytes() != picture.tobytes()
+    assert one.image.tobytes() != other.image.tobytes()
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_float64_computes_the_same_to_rounding(name, random_model, random_model64, picture):
+    images = [
+        np.asarray(editbook.edit(model, picture, name, **PROMPTS, steps=3, guidance_scale=2.0).image, float)
+        for model in (random_model, random_model64)
+    ]
+    assert np.abs(images[0] - images[1]).mean() < 1
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_callbacks_see_every_finite_step(name, random_model, picture):
+    seen = []
+    editbook.edit(random_model, picture, name, **PROMPTS, steps=4, callbacks=[seen.append])
+    assert {step.i for step in seen} == set(range(seen[-1].total))
+    assert all(torch.isfinite(step.z_next).all() for step in seen)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_the_model_is_left_as_it_was(name, random_model, picture):
+    before = dict(random_model.unet.attn_processors)
+    editbook.edit(random_model, picture, name, **PROMPTS, steps=2)
+    after = random_model.unet.attn_processors
+    assert all(after[key] is before[key] for key in before)
+    assert not any(parameter.requires_grad for parameter in random_model.unet.parameters())
+
+
+@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"steps": 2.5}, "steps"),
+        ({"guidance_scale": float("nan")}, "not finite"),
+        ({"target": "cat " * 60}, "limit is 40"),
+        ({"mask": np.zeros((64, 64))}, "0 everywhere"),
+        ({"mask": np.full((64, 64), 2.0)}, r"\[0, 1\]"),
+    ],
+)
+def test_bad_input_raises(name, bad, message, random_model, picture):
+    with pytest.raises(EditbookError, match=message):
+        editbook.edit(random_model, picture, name, **{**PROMPTS, "steps": 2, **bad})

@@ -1,0 +1,117 @@
+"""Figures hold what they were given, and leave nothing open."""
+
+from __future__ import annotations
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgba
+from PIL import Image
+
+import editbook
+from editbook import plot
+from editbook.errors import EditbookError
+from editbook.inversion import Gap
+
+HEAT = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_open():
+    yield
+    assert not plt.get_fignums()
+
+
+def titles(figure):
+    return [axis.get_title() for axis in figure.axes]
+
+
+def test_pictures_stand_in_order_in_a_grid(picture):
+    figure = plot.pictures([picture, HEAT, picture], ["a", "b", "c"], columns=2)
+    assert titles(figure) == ["a", "b", "c", ""]
+    shown = [axis.images[0].get_array() for axis in figure.axes[:3]]
+    assert np.array_equal(shown[0], np.asarray(picture))
+    assert np.array_equal(shown[1], HEAT)
+    assert not figure.axes[3].images
+    assert len(plot.pictures([picture] * 3).axes) == 3
+
+
+def test_heat_is_drawn_on_the_scale_from_zero_to_one():
+    figure = plot.pictures([HEAT / 2])
+    assert figure.axes[0].images[0].get_clim() == (0, 1)
+
+
+def test_a_truth_has_a_green_frame(picture):
+    figure = plot.pictures([picture, picture], ["edit", "truth"], truth=[1])
+    colours = [axis.spines["left"].get_edgecolor() for axis in figure.axes]
+    assert colours[1] == to_rgba(plot.TRUTH) != colours[0]
+    assert figure.axes[1].axison
+    assert not figure.axes[0].axison
+
+
+def test_no_pictures_raise():
+    with pytest.raises(EditbookError, match="no pictures"):
+        plot.pictures([])
+
+
+def test_an_edit_row_shows_the_truth_last(picture):
+    edit = editbook.Edit(picture, picture, mask=HEAT, settings={"method": "img2img"})
+    assert titles(plot.edit_row(edit, picture)) == ["source", "mask", "img2img", "exact truth"]
+    assert titles(plot.edit_row(edit)) == ["source", "mask", "img2img"]
+
+
+def test_an_overlay_is_bright_where_the_map_is():
+    black = Image.new("RGB", (64, 64))
+    laid = np.asarray(plot.overlay(HEAT, black), float)
+    assert laid.shape == (256, 256, 3)
+    assert laid[-16:].mean() > laid[:16].mean() + 50
+    assert np.array_equal(np.asarray(plot.overlay(HEAT, black, 0.0)), np.zeros((256, 256, 3)))
+
+
+def test_heat_takes_a_map_with_or_without_a_picture(picture):
+    assert plot.heat(HEAT, title="cat").axes[0].images[0].get_array().shape == (8, 8)
+    assert plot.heat(HEAT, picture, "cat").axes[0].images[0].get_array().shape == (256, 256, 3)
+
+
+def test_both_sides_of_equation_9_are_drawn():
+    terms = torch.ones(5, 1, 4, 4, 4)
+    gap = Gap(terms.cumsum(0), terms.cumsum(0), terms, [900, 700, 500, 300, 100])
+    axis = plot.eq9({"w = 1": gap, "w = 7.5": gap}).axes[0]
+    assert len(axis.lines) == 4
+    assert axis.xaxis_inverted()
+    np.testing.assert_allclose(axis.lines[0].get_ydata(), axis.lines[1].get_ydata())
+    np.testing.assert_allclose(axis.lines[0].get_ydata(), [1, 2, 3, 4, 5])
+
+
+def test_curves_are_named_only_if_there_are_several():
+    one = plot.curves([1, 2], {"a": [1, 2]}, "x", "y").axes[0]
+    two = plot.curves([1, 2], {"a": [1, 2], "b": [2, 4]}, "x", "y", logarithmic=True).axes[0]
+    assert one.get_legend() is None
+    assert [text.get_text() for text in two.get_legend().get_texts()] == ["a", "b"]
+    assert two.get_xscale() == two.get_yscale() == "log"
+
+
+def test_a_matrix_has_its_names_on_both_axes():
+    axis = plot.matrix(np.eye(2, 3), ["a", "b"], ["x", "y", "z"], "M").axes[0]
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["a", "b"]
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["x", "y", "z"]
+
+
+def test_words_draws_the_picture_and_each_map(random_model, picture):
+    edit = editbook.edit(random_model, None, source="a cat", target="a fox", steps=1)
+    assert titles(plot.words(edit.attention, ["a", "fox"], picture, row=1)) == ["picture", "a", "fox"]
+
+
+def test_source_is_the_code_without_docstrings():
+    text = plot.source(plot.frame).data
+    assert text.startswith("```python\ndef frame(")
+    assert '"""' not in text
+    assert "set_color" in text or "spine.set" in text
+    whole = plot.source(editbook.methods["img2img"]).data
+    assert "def __call__" in whole
+    assert '"""' not in whole
