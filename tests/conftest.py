@@ -1,4 +1,4 @@
-"""Shared fixtures: a random model of the pocket model's own shape for what must hold for any weights, and the shipped one."""
+"""Shared fixtures: a random model of the pocket shape for what must hold for any weights, and the shipped one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -76,11 +76,15 @@ def test_edit_with_a_mask_file_keeps_the_rest(pocket_model, photo, tmp_path):
     Image.fromarray(mask).save(tmp_path / "mask.png")
     for side, target in (("whole", []), ("left", ["--mask", tmp_path / "mask.png"])):
         options = ["--method", "img2img", "-O", "steps=6", "-O", "strength=1.0", "-o", tmp_path / side]
-        result = invoke("edit", photo, "--source", "a cat", "--target", "a photo of a red bus at night", *options, *target)
+        result = invoke(
+            "edit", photo, "--source", "a cat", "--target", "a photo of a red bus at night", *options, *target
+        )
         assert result.exit_code == 0, result.output
 
     def change(side):
-        edited, kept = (np.asarray(Image.open(tmp_path / side / name), float) for name in ("edited.png", "reconstruction.png"))
+        edited, kept = (
+            np.asarray(Image.open(tmp_path / side / name), float) for name in ("edited.png", "reconstruction.png")
+        )
         return np.abs(edited - kept)[:, 40:].mean()
 
     assert change("left") < 0.3 * change("whole")
@@ -89,12 +93,12 @@ def test_edit_with_a_mask_file_keeps_the_rest(pocket_model, photo, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["edit", "nowhere.png", "--source", "a", "--target", "b"], "no file"),
+        (["edit", "nowhere.png", "--source", "a", "--target", "b"], "does not exist"),
         (["edit", "PHOTO", "--source", "a", "--target", "b", "--method", "prompt-to-promt"], "'prompt-to-prompt'"),
         (["edit", "PHOTO", "--source", "a", "--target", "b", "-O", "step=3"], "'steps'"),
         (["edit", "PHOTO", "--source", "a", "--target", "b", "-O", "steps"], "NAME=VALUE"),
         (["edit", "PHOTO", "--source", "a cat", "--target", "a fox", "-O", "blend=dog"], "dog"),
-        (["edit", "PHOTO", "--source", "a", "--target", "b", "--dtype", "float8"], "float16"),
+        (["edit", "PHOTO", "--source", "a", "--target", "b", "--dtype", "float8"], "Did you mean 'float"),
         (["edit", "PHOTO", "--source", "a", "--target", "b", "--model", "no-such-folder/model"], "no-such-folder"),
         (["edit", "PHOTO", "--source", "a", "--target", "cat " * 60], "limit is 40"),
         (["edit", "PHOTO", "--source", "a", "--target", "b", "-o", "PHOTO"], "Cannot write"),

@@ -11,7 +11,12 @@ from editbook.errors import EditbookError
 
 
 def cell(source, kind="code", tags=()):
-    body = {"cell_type": kind, "id": f"c{abs(hash(source)) % 10**6}", "metadata": {"tags": list(tags)}, "source": source}
+    body = {
+        "cell_type": kind,
+        "id": f"c{abs(hash(source)) % 10**6}",
+        "metadata": {"tags": list(tags)},
+        "source": source,
+    }
     return {**body, "execution_count": None, "outputs": []} if kind == "code" else body
 
 
@@ -35,7 +40,9 @@ def write(root, cells):
 
 
 def text_of(path):
-    return "".join("".join(o.get("text", "")) for c in json.loads(path.read_text())["cells"] for o in c.get("outputs", []))
+    return "".join(
+        "".join(o.get("text", "")) for c in json.loads(path.read_text())["cells"] for o in c.get("outputs", [])
+    )
 
 
 def test_run_stores_outputs_and_records_the_run(checkout):

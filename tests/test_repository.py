@@ -27,7 +27,9 @@ def test_versions_agree():
 
 
 def test_every_dependency_is_pinned():
-    pins = {re.split(r"==", line)[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()}
+    pins = {
+        re.split(r"==", line)[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()
+    }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = project["dependencies"] + [name for extra in project["optional-dependencies"].values() for name in extra]
     for requirement in needed:

@@ -23,6 +23,8 @@ def build(*, execute: bool = True) -> Path:
         run(changed=True)
     write_status(root)
     card = root / "src" / "editbook" / "weights" / "pocket" / "MODEL_CARD.md"
+    if not card.is_file():
+        raise EditbookError(f"{card.relative_to(root)} is missing: the shipped weights are not whole; clone again.")
     _write_if_new(root / "book" / "model_card.md", card.read_text(encoding="utf-8"))
     jupyter_book = Path(sys.executable).with_name("jupyter-book")
     if not jupyter_book.exists():
@@ -57,7 +59,7 @@ def write_status(root: Path) -> None:
         versions = ", ".join(f"{package} {number}" for package, number in record["versions"].items())
         fresh = "no" if stale(root, path) else "yes"
         lines.append(f"| [{path.stem}](../{name}) | {record['seconds']} | {record['model']} | {fresh} | {versions} |")
-    lines += ["", f"All together: {total:.0f} s on two CPU cores.", ""]
+    lines += ["", f"Together {total:.0f} s, each in one thread; `make book` runs two at a time.", ""]
     _write_if_new(root / "book" / "status.md", "\n".join(lines))
 
 

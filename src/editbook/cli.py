@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import functools
 import json
 import sys
@@ -16,7 +18,10 @@ from .errors import EditbookError
 
 
 def _say_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Print an `EditbookError` as one line and exit with 2: it is meant for the user, a traceback is not."""
+    """Print an `EditbookError` as one line and exit with 2: it is meant for the user, a traceback is not.
+
+    Ctrl-C ends a command with 130, as a shell expects.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -25,22 +30,29 @@ def _say_errors(function: Callable[..., Any]) -> Callable[..., Any]:
         except EditbookError as error:
             click.echo(f"editbook: {error}", err=True)
             sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("editbook: interrupted", err=True)
+            sys.exit(130)
 
     return wrapped
 
 
 def _values(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """NAME=VALUE options; values are JSON where they can be read as such, else text."""
+    """NAME=VALUE options; values are JSON or Python literals where they can be read as such, else text."""
     values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name:
             raise EditbookError(f"Write NAME=VALUE, not {pair!r}.")
-        try:
-            values[name.strip()] = json.loads(text)
-        except json.JSONDecodeError:
-            values[name.strip()] = text
+        values[name.strip()] = _value(text)
     return values
+
+
+def _value(text: str) -> Any:
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return read(text)
+    return text
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,6 +70,7 @@ def main() -> None:
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--seed", default=0, show_default=True)
+@click.option("--steps", type=click.IntRange(1), help="Denoising steps; the method's own number by default.")
 @click.option("--mask", type=click.Path(path_type=Path), help="Picture that is white where the edit may act.")
 @click.option(
     "-O", "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the method; repeatable."
@@ -73,6 +86,7 @@ def edit(
     device: str,
     dtype: str,
     seed: int,
+    steps: int | None,
     mask: Path | None,
     options: tuple[str, ...],
     output: Path,
@@ -82,15 +96,19 @@ def edit(
     from .images import read_image, writable_folder
 
     values = _values(options)
+    if steps is not None:
+        values["steps"] = steps
     picture = read_image(image)
     mask_picture = None if mask is None else read_image(mask)
     folder = writable_folder(output)
 
     from . import editing, methods
+    from .errors import unknown
     from .model import load
 
-    if method in methods.REGISTRY:
-        methods.REGISTRY[method].configured(**values)
+    if method not in methods.REGISTRY:
+        raise unknown("method", method, methods.REGISTRY)
+    methods.REGISTRY[method].configured(**values)
     model = load(model_name, device=device, dtype=dtype)
     result = editing.edit(
         model, picture, method, source=source, target=target, seed=seed, mask=mask_picture, progress=True, **values
@@ -129,7 +147,7 @@ def book_build(execute: bool) -> None:
 
 
 @book.command("serve")
-@click.option("--port", default=8000, show_default=True)
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
 @_say_errors
 def book_serve(port: int) -> None:
     """Serve the built book on this machine."""
@@ -150,12 +168,15 @@ def notebooks() -> None:
 )
 @click.option("--changed", is_flag=True, help="Only those whose code, library or weights changed.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write here, and leave the stored notebooks alone.")
+@click.option("--jobs", type=click.IntRange(1), help="How many run at once; two by default, where there are two cores.")
 @_say_errors
-def notebooks_run(paths: tuple[Path, ...], parameters: tuple[str, ...], changed: bool, output: Path | None) -> None:
+def notebooks_run(
+    paths: tuple[Path, ...], parameters: tuple[str, ...], changed: bool, output: Path | None, jobs: int | None
+) -> None:
     """Execute notebooks (all, or PATHS) with papermill and store their outputs."""
     from .notebooks import run
 
-    run(list(paths), _values(parameters), changed=changed, output=output)
+    run(list(paths), _values(parameters), changed=changed, output=output, jobs=jobs)
 
 
 @notebooks.command("check")
@@ -176,6 +197,10 @@ def notebooks_check(paths: tuple[Path, ...]) -> None:
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", type=int, help="CPU threads.")
 @click.option("--compile", "compile_", is_flag=True, help="Compile the network (for a GPU).")
+@click.option(
+    "--workers", default=0, show_default=True, type=click.IntRange(0), help="Processes that draw scenes ahead."
+)
+@click.option("--start", type=click.Path(path_type=Path), help="Go on from this exported model (unet).")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="For export: the folder to write.")
 @_say_errors
 def train(
@@ -186,6 +211,8 @@ def train(
     device: str,
     threads: int | None,
     compile_: bool,
+    workers: int,
+    start: Path | None,
     output: Path | None,
 ) -> None:
     """Train a part of the pocket model (vae, clip, then unet; resumable), or export the parts as one model folder."""
@@ -197,7 +224,11 @@ def train(
     from .training.loop import Plan
     from .training.recipes import RECIPES, run_recipe
 
-    plan = Plan(run_folder, samples or RECIPES[name].samples, minutes, device, threads, compile_)
+    if start is not None:
+        from .training.start import adopt
+
+        adopt(start, run_folder)
+    plan = Plan(run_folder, samples or RECIPES[name].samples, minutes, device, threads, compile_, workers=workers)
     click.echo(json.dumps(run_recipe(name, plan)))
 
 

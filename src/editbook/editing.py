@@ -61,6 +61,9 @@ def edit(
         editor = method
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise EditbookError(f"seed must be an integer from 0 to 2**63 - 1, got {seed!r}.")
+    for name, prompt in (("source", source), ("target", target)):
+        if not isinstance(prompt, str):
+            raise EditbookError(f"The {name} prompt must be a string, got {prompt!r}.")
     picture = None if image is None else fit(as_image(image), model.image_size)
     bar = _ProgressBar() if progress else None
     request = Request(picture, source, target, seed, mask, (*callbacks, *([bar] if bar else [])))

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from .errors import EditbookError, unknown
-from .images import save_json, writable_folder
+from .files import save_json, writable_folder, write_file
 
 PARAMETERS = ("model_name", "device", "steps", "seed")
 """What every notebook's parameters cell sets."""
-PACKAGES = ("torch", "diffusers", "transformers", "numpy")
+PACKAGES = ("editbook", "torch", "diffusers", "transformers", "numpy")
 
 
 def repository() -> Path:
@@ -36,12 +39,11 @@ def repository() -> Path:
 
 def all_notebooks(root: Path) -> list[Path]:
     """The book's notebooks in the order of its table of contents."""
-    import yaml
+    yaml = _tool("yaml")
 
     def files(node: Any) -> Iterable[str]:
         if isinstance(node, dict):
-            if "file" in node:
-                yield node["file"]
+            yield from (node[key] for key in ("root", "file") if key in node)
             for value in node.values():
                 yield from files(value)
         elif isinstance(node, list):
@@ -50,6 +52,28 @@ def all_notebooks(root: Path) -> list[Path]:
 
     toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
     return [root / f"{name}.ipynb" for name in files(toc) if (root / f"{name}.ipynb").is_file()]
+
+
+def _tool(name: str) -> ModuleType:
+    """A package of the `book` extra, which the library itself does not need."""
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise EditbookError(f"{name} is not installed: pip install 'editbook[book]'.") from None
+
+
+def _cells(notebook: Path) -> list[dict[str, Any]]:
+    try:
+        cells: list[dict[str, Any]] = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EditbookError(f"{notebook} cannot be read as a notebook ({type(error).__name__}).") from None
+    return cells
+
+
+def _tags(cell: dict[str, Any]) -> list[str]:
+    return cell.get("metadata", {}).get("tags", [])
 
 
 def _records_file(root: Path) -> Path:
@@ -65,9 +89,8 @@ def records(root: Path) -> dict[str, dict[str, Any]]:
 def fingerprint(root: Path, notebook: Path) -> str:
     """Hash of everything that a notebook's outputs depend on."""
     digest = hashlib.sha256()
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    for cell in cells:
-        if cell["cell_type"] == "code" and "injected-parameters" not in cell["metadata"].get("tags", []):
+    for cell in _cells(notebook):
+        if cell["cell_type"] == "code" and "injected-parameters" not in _tags(cell):
             digest.update("".join(cell["source"]).encode() + b"\0")
     package = root / "src" / "editbook"
     apart = {"cli.py", "notebooks.py", "book.py", "training"}  # no notebook's output depends on these
@@ -96,17 +119,18 @@ def _resolve(root: Path, paths: Sequence[Path]) -> list[Path]:
     return chosen
 
 
-def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
-    """Papermill only warns about a missing cell or an unknown name, and goes on: that would be a silent nothing."""
-    import papermill
+def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> str:
+    """Whether the notebook has all of `parameters`; returns the name of the model that it uses by itself.
 
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    if not any("parameters" in cell["metadata"].get("tags", []) for cell in cells):
+    Papermill only warns about a missing cell or an unknown name, and goes on: that would be a silent nothing.
+    """
+    if not any("parameters" in _tags(cell) for cell in _cells(notebook)):
         raise EditbookError(f"{notebook.name} has no cell tagged 'parameters'.")
-    known = papermill.inspect_notebook(str(notebook))
+    known = _tool("papermill").inspect_notebook(str(notebook))
     for name in parameters:
         if name not in known:
             raise unknown(f"parameter of {notebook.name}", name, known)
+    return str(known.get("model_name", {}).get("default", "none")).strip("\"'")
 
 
 def run(
@@ -115,6 +139,7 @@ def run(
     *,
     changed: bool = False,
     output: Path | None = None,
+    jobs: int | None = None,
 ) -> list[Path]:
     """Execute notebooks and store their outputs.
 
@@ -123,59 +148,123 @@ def run(
         parameters: Values for the parameters cell.
         changed: Only those that are stale.
         output: Write executed copies here and leave the stored ones alone; required with `parameters`.
+        jobs: How many run at once, each in its own process; by default two, where there are two cores. One is wise
+            with a large model.
 
     Returns:
         The notebooks that were executed.
 
     Raises:
-        EditbookError: A notebook failed; its stored outputs stay as they were, and so do the later notebooks.
+        EditbookError: A notebook failed: its stored outputs stay as they were. The others are run all the same.
     """
     root, parameters = repository(), parameters or {}
     chosen = [path for path in _resolve(root, paths) if not changed or stale(root, path)]
     if parameters and output is None:
         raise EditbookError("With -p give --output: the stored notebooks keep the book's own parameters.")
-    for path in chosen:
-        _check_parameters(path, parameters)
+    models = {path: _check_parameters(path, parameters) for path in chosen}
+    before = {path: fingerprint(root, path) for path in chosen}  # the library may be edited while they run
     if output is not None:
         output = writable_folder(output).resolve()
-    for number, path in enumerate(chosen, 1):
+    cores = os.cpu_count() or 1
+    jobs = max(1, min(jobs or 2, cores, len(chosen)))
+    # The small model gains more from two notebooks at once than from two threads in one, and outputs that are stored
+    # come from the same number of threads as those that `check` compares them with.
+    threads = 1 if output is None else max(1, cores // jobs)
+    failures: list[str] = []
+    for number, (path, seconds, result) in enumerate(_execute_all(chosen, parameters, jobs, threads), 1):
         name = path.relative_to(root).as_posix()
-        print(f"[{number}/{len(chosen)}] {name}", file=sys.stderr, flush=True)
-        seconds, executed = _execute(path, parameters)
-        if output is not None:
-            target = output / name
-            writable_folder(target.parent)
-            _replace(target, executed)
-            continue
-        _replace(path, executed)
-        known = records(root)
-        known[name] = {
-            "fingerprint": fingerprint(root, path),
-            "seconds": round(seconds, 1),
-            "model": "pocket",
-            "versions": {package: version(package).split("+")[0] for package in PACKAGES},
-        }
-        save_json({key: known[key] for key in sorted(known)}, _records_file(root))
+        outcome = "failed" if isinstance(result, EditbookError) else f"{seconds:.1f} s"
+        print(f"[{number}/{len(chosen)}] {name}: {outcome}", file=sys.stderr, flush=True)
+        if isinstance(result, EditbookError):
+            failures.append(str(result))
+        elif output is not None:
+            writable_folder((output / name).parent)
+            write_file(output / name, result.encode())
+        else:
+            write_file(path, result.encode())
+            known = records(root)
+            known[name] = {
+                "fingerprint": before[path],
+                "seconds": round(seconds, 1),
+                "model": models[path],
+                "versions": {package: version(package).split("+")[0] for package in PACKAGES},
+            }
+            writable_folder(_records_file(root).parent)
+            save_json({key: known[key] for key in sorted(known)}, _records_file(root))
+    if failures:
+        raise EditbookError(" ".join([*failures, "Stored outputs of a failed notebook are kept."]))
     return chosen
 
 
-def _execute(path: Path, parameters: dict[str, Any]) -> tuple[float, str]:
-    """Run one notebook in its own folder; returns seconds and the executed notebook's text."""
+def _execute_all(
+    paths: Sequence[Path], parameters: dict[str, Any], jobs: int, threads: int
+) -> Iterator[tuple[Path, float, str | EditbookError]]:
+    """Run notebooks, `jobs` at once, and give each as it ends: path, seconds, and its text or what went wrong.
+
+    Processes, because papermill changes the folder of the whole process that it runs in.
+    """
+    if not paths:
+        return
+    _tool("papermill")
+    context = multiprocessing.get_context("spawn")
+    lines = context.Queue()  # of the screen, one for the progress bar of each process
+    for line in range(jobs):
+        lines.put(line)
+    pool = ProcessPoolExecutor(jobs, context, _start_worker, (lines, context.RLock(), threads))
+    try:
+        running = {pool.submit(_execute, path, parameters): path for path in paths}
+        for done in as_completed(running):
+            seconds, result, error = done.result()
+            yield running[done], seconds, result if error is None else EditbookError(error)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_line = 0
+
+
+def _start_worker(lines: Any, lock: Any, threads: int) -> None:
+    global _line
+    from tqdm import tqdm
+
+    tqdm.set_lock(lock)
+    _line = lines.get()
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ.update(_QUIET)
+
+
+# A bar of the loading of weights would be stored, at 0 %, on the notebook's page.
+_QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+
+def _execute(path: Path, parameters: dict[str, Any]) -> tuple[float, str, str | None]:
+    """Run one notebook in its own folder; returns seconds, the executed notebook's text, and the error if it failed."""
+    import nbclient
     import papermill
 
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / path.name
-        start = time.perf_counter()
         try:
             papermill.execute_notebook(
-                str(path), str(result), parameters, cwd=str(path.parent), kernel_name="python3", execution_timeout=1800
+                str(path),
+                str(result),
+                parameters,
+                cwd=str(path.parent),
+                kernel_name="python3",
+                execution_timeout=1800,
+                coalesce_streams=True,
+                progress_bar={"desc": path.stem, "position": _line, "leave": False},
             )
+            return time.perf_counter() - start, _clean(result.read_text(encoding="utf-8")), None
         except papermill.PapermillExecutionError as error:
-            reason = (str(error.evalue).splitlines() or [""])[0]
-            raise EditbookError(
-                f"{path.name} failed in cell {error.exec_count}: {error.ename}: {reason} The stored outputs are kept."
-            ) from None
-        return time.perf_counter() - start, _clean(result.read_text(encoding="utf-8"))
+            print(str(error), file=sys.stderr)  # the cell and its traceback: what one needs to mend it
+            reason = f"{error.ename}: {(str(error.evalue).splitlines() or [''])[0]}".rstrip(". ")
+            failure = f"{path.name} failed in cell {error.exec_count}: {reason}."
+        except (nbclient.exceptions.CellTimeoutError, nbclient.exceptions.DeadKernelError) as error:
+            reason = str(error).splitlines()[0].rstrip(". ")
+            failure = f"{path.name} failed: {type(error).__name__}: {reason}."
+    return time.perf_counter() - start, "", failure
 
 
 def _clean(text: str) -> str:
@@ -188,13 +277,9 @@ def _clean(text: str) -> str:
     for cell in notebook["cells"]:
         for key in ("papermill", "execution"):
             cell["metadata"].pop(key, None)
+        if "injected-parameters" in _tags(cell):
+            cell["id"] = "injected-parameters"  # papermill draws a new one every time
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
-
-
-def _replace(target: Path, text: str) -> None:
-    temporary = target.with_suffix(".ipynb.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, target)
 
 
 def check(paths: Sequence[Path] = ()) -> int:
@@ -204,5 +289,5 @@ def check(paths: Sequence[Path] = ()) -> int:
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q", "-p", "no:cacheprovider"]
     command += ["-n", "2", "--dist", "loadfile", "--nbval-cell-timeout", "600"]
     command += ["--nbval-sanitize-with", str(root / "book" / "_data" / "nbval.cfg"), *chosen]
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **_QUIET}
     return subprocess.run(command, cwd=root, env=environment, check=False).returncode

@@ -8,6 +8,7 @@ same pairs backwards, so every coefficient cancels and only the noise estimates 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -159,6 +160,8 @@ class ClassifierFreeGuidance:
     def __post_init__(self) -> None:
         n = len(self.condition)
         scales = [float(self.scale)] * n if isinstance(self.scale, (int, float)) else [float(w) for w in self.scale]
+        if not all(math.isfinite(w) for w in scales):
+            raise EditbookError(f"A guidance scale must be a finite number, got {self.scale!r}.")
         if len(scales) != n:
             raise EditbookError(f"{len(scales)} guidance scales were given for {n} latents.")
         self._guided = [row for row, w in enumerate(scales) if w != 1.0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -116,7 +118,7 @@ def test_refine_is_a_monotone_one_hot_alignment_of_equal_tokens(tokenizer, sourc
     inner = mapper[1 : len(old) - 1, 1 : len(new) - 1]
     pairs = [(a + 1, b + 1) for a, b in inner.nonzero().tolist()]
     assert all(old[a] == new[b] for a, b in pairs)
-    assert all(p[0] < q[0] and p[1] < q[1] for p, q in zip(pairs, pairs[1:], strict=False))
+    assert all(p[0] < q[0] and p[1] < q[1] for p, q in pairwise(pairs))
     # Inner tokens meet inner tokens only; start meets start; end and padding have a partner each.
     assert mapper[1 : len(old) - 1].sum() == len(pairs)
     assert mapper[0].sum() == mapper[0, 0] == 1

@@ -109,7 +109,9 @@ def test_the_map_of_a_word_is_the_mean_of_its_tokens(random_model):
     np.testing.assert_allclose(maps.map("dragon", resolution=8), by_hand.numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"resolution": 8}, {"size": 64}, {"resolution": 4, "size": 20}, {"steps": [1]}])
+@pytest.mark.parametrize(
+    "options", [{}, {"resolution": 8}, {"size": 64}, {"resolution": 4, "size": 20}, {"steps": [1]}]
+)
 def test_maps_span_zero_to_one(random_model, options):
     control, _ = capture(random_model)
     heat = control.maps(random_model.tokenizer, PROMPTS).map("golden", row=1, **options)

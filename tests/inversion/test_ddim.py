@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -48,7 +50,7 @@ def gaussian(random_model64):
 
 def test_error_halves_when_the_steps_double(gaussian):
     errors = [reconstruction_error(gaussian, steps) for steps in (25, 50, 100, 200)]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert 1.6 < coarse / fine < 2.4
     assert errors[0] > 1e-3
 

@@ -94,7 +94,11 @@ def test_it_watches_and_changes_nothing(local, tokenizer):
     kept = probabilities.clone()
     assert torch.equal(local.apply(probabilities, SITE), kept)
     assert local.wants(SITE)
-    for site in (Site("self", "down", 8, 0, 8, 8), Site("cross", "mid", 8, 0, 8, 8), Site("cross", "up", 16, 0, 16, 16)):
+    for site in (
+        Site("self", "down", 8, 0, 8, 8),
+        Site("cross", "mid", 8, 0, 8, 8),
+        Site("cross", "up", 16, 0, 16, 16),
+    ):
         assert not local.wants(site)
 
 

@@ -135,7 +135,7 @@ def test_the_model_is_left_as_it_was(name, random_model, picture):
     [
         ({"steps": 0}, "steps"),
         ({"steps": 2.5}, "steps"),
-        ({"guidance_scale": float("nan")}, "not finite"),
+        ({"guidance_scale": float("nan")}, "finite number"),
         ({"target": "cat " * 60}, "limit is 40"),
         ({"mask": np.zeros((64, 64))}, "0 everywhere"),
         ({"mask": np.full((64, 64), 2.0)}, r"\[0, 1\]"),

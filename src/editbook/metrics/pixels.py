@@ -32,7 +32,7 @@ def mse(image: Any, reference: Any, weight: np.ndarray | None = None) -> float:
     error = (a - b) ** 2
     if weight is None:
         return float(error.mean())
-    if weight.shape != a.shape[:2] or weight.sum() <= 0 or weight.min() < 0:
+    if weight.shape != a.shape[:2] or not weight.sum() > 0 or not weight.min() >= 0:  # NaN is neither
         raise EditbookError("The weight must have the picture's height and width, and be positive somewhere.")
     per_pixel = error.mean(axis=-1) if error.ndim == 3 else error
     return float((per_pixel * weight).sum() / weight.sum())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .loop import Plan
 from .recipes import RECIPES, run_recipe
+from .start import adopt
 
 parser = argparse.ArgumentParser(prog="python -m editbook.training", description=__doc__)
 parser.add_argument("name", choices=[*RECIPES])
@@ -16,6 +17,8 @@ parser.add_argument("--minutes", type=float)
 parser.add_argument("--device", default="cpu")
 parser.add_argument("--threads", type=int)
 parser.add_argument("--compile", action="store_true")
+parser.add_argument("--start", type=Path)
+parser.add_argument("--workers", type=int, default=0)
 options = parser.parse_args()
 plan = Plan(
     options.run,
@@ -24,5 +27,8 @@ plan = Plan(
     options.device,
     options.threads,
     options.compile,
+    workers=options.workers,
 )
+if options.start:
+    adopt(options.start, options.run)
 print(run_recipe(options.name, plan))

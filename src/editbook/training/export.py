@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTextModel
 
 from ..errors import EditbookError
+from ..files import writable_folder
 
 _INDEX = {
     "_class_name": "StableDiffusionPipeline",
@@ -32,14 +33,20 @@ _INDEX = {
 def export(run: Path, destination: Path) -> Path:
     """Write the model of a finished run: fp16 safetensors, `model_index.json`, model card, SHA-256 of every file.
 
+    A former export at `destination` is replaced, and only when the new one is complete.
+
     Raises:
-        EditbookError: A part has not been trained yet.
+        EditbookError: A part has not been trained yet, or `destination` holds something else than a model.
     """
     for part, config in (("vae", "config.json"), ("clip", "config.json"), ("unet", "config.json")):
         if not (run / part / config).is_file():
             raise EditbookError(f"{run / part} is not finished: run `editbook train {part} --run {run}` first.")
-    if destination.exists():
-        shutil.rmtree(destination)
+    final = destination.resolve()
+    if final.exists() and not (final / "model_index.json").is_file() and (final.is_file() or any(final.iterdir())):
+        raise EditbookError(f"{destination} holds something else than a model: choose an empty or a new folder.")
+    destination = final.with_name(f".{final.name}.new")
+    shutil.rmtree(destination, ignore_errors=True)  # what an export that failed has left
+    writable_folder(destination)
     parts: dict[str, Any] = {
         "unet": UNet2DConditionModel.from_pretrained(run / "unet"),
         "vae": AutoencoderKL.from_pretrained(run / "vae"),
@@ -56,19 +63,23 @@ def export(run: Path, destination: Path) -> Path:
         config = json.loads(path.read_text())
         config.pop("_name_or_path", None)
         path.write_text(json.dumps(config, indent=2) + "\n")
+    records = {part: json.loads((run / part / "record.json").read_text()) for part in ("vae", "clip", "unet")}
+    (destination / "training.json").write_text(json.dumps(records, indent=2) + "\n")
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    (destination / "MODEL_CARD.md").write_text(_card(run, counts), encoding="utf-8")
+    (destination / "MODEL_CARD.md").write_text(_card(records, counts), encoding="utf-8")
     files = sorted(path for path in destination.rglob("*") if path.is_file())
     sums = [
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(destination).as_posix()}\n"
         for path in files
     ]
     (destination / "SHA256SUMS").write_text("".join(sums))
-    return destination
+    if final.exists():
+        shutil.rmtree(final)
+    destination.rename(final)
+    return final
 
 
-def _card(run: Path, counts: dict[str, int]) -> str:
-    records = {part: json.loads((run / part / "record.json").read_text()) for part in ("vae", "clip", "unet")}
+def _card(records: dict[str, dict[str, Any]], counts: dict[str, int]) -> str:
 
     def length(part: str) -> str:
         record = records[part]

@@ -157,8 +157,8 @@ def train(recipe: Recipe, plan: Plan) -> dict[str, Any]:
                 loss = recipe.loss()
             if not torch.isfinite(loss):
                 raise EditbookError(
-                    f"The loss of {recipe.name} is not finite after {seen} samples. Resume from {checkpoint} with a "
-                    "lower learning rate."
+                    f"The loss of {recipe.name} is not finite after {seen} samples. The same command goes on from the "
+                    "last checkpoint; if it fails again, lower the recipe's learning_rate."
                 )
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -196,17 +196,17 @@ def compiled(function: Callable[..., torch.Tensor], plan: Plan) -> Callable[...,
 
 
 def _keep_rows(path: Path, seen: int) -> None:
-    """Drop the rows of the log that a killed run wrote after its last checkpoint: they will be written again."""
+    """Drop what a killed run logged after its last checkpoint (the last row perhaps torn): it will be written again."""
     if path.exists():
-        rows = path.read_text().splitlines(keepends=True)
-        path.write_text("".join(row for row in rows if int(row.split(",")[0]) <= seen))
+        rows = [row for row in path.read_text().splitlines() if row.count(",") == 3 and int(row.split(",")[0]) <= seen]
+        path.write_text("".join(f"{row}\n" for row in rows))
 
 
 def _draw_curve(folder: Path) -> None:
     """The loss over the samples, from `loss.csv`, as `loss.png`."""
-    rows = np.loadtxt(folder / "loss.csv", delimiter=",", ndmin=2)
-    if len(rows) < 2:
+    if not (folder / "loss.csv").stat().st_size:
         return
+    rows = np.loadtxt(folder / "loss.csv", delimiter=",", ndmin=2)
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
     axes.plot(rows[:, 0], rows[:, 2])

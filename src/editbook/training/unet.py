@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image, ImageDraw
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ..errors import EditbookError
 from ..model import Model
 from ..pocket import sample_held_out
 from ..sampling import ClassifierFreeGuidance, Schedule, follow
@@ -74,11 +75,18 @@ class _LatentPool:
 
 def train_unet(plan: Plan, *, batch_size: int = 32, no_caption: float = 0.1) -> dict[str, Any]:
     """Train the U-Net on latents of `run/vae` under captions read by `run/text_encoder`; saves `run/unet`."""
+    for part, recipe in (("vae", "vae"), ("text_encoder", "clip"), ("tokenizer", "clip")):
+        if not (plan.run / part).is_dir():
+            raise EditbookError(f"{plan.run / part} is missing: run `editbook train {recipe} --run {plan.run}` first.")
     torch.manual_seed(5)
     vae = AutoencoderKL.from_pretrained(plan.run / "vae").to(plan.device).eval().requires_grad_(False)
     text_encoder = CLIPTextModel.from_pretrained(plan.run / "text_encoder").to(plan.device)
     tokenizer = CLIPTokenizer.from_pretrained(plan.run / "tokenizer")
     unet, scheduler = build_unet(text_encoder.config.hidden_size), build_scheduler()
+    before = {"samples": 0, "seconds": 0.0}
+    if (plan.run / "start").is_dir():  # a former model to go on from, see `start.adopt`
+        unet = UNet2DConditionModel.from_pretrained(plan.run / "start")
+        before = json.loads((plan.run / "start" / "record.json").read_text())
     scheduler.save_pretrained(plan.run / "scheduler")
     model = Model(unet, vae, text_encoder, tokenizer, scheduler, "pocket")
     unet.requires_grad_(True).to(plan.device)
@@ -110,6 +118,7 @@ def train_unet(plan: Plan, *, batch_size: int = 32, no_caption: float = 0.1) -> 
         _contact_sheet(pictures, [scene.caption() for scene in scenes]).save(folder / "samples.png")
 
     record = train(Recipe("unet", {"unet": unet}, stream, loss, learning_rate=7e-4, show=show), plan)
+    record |= {name: record[name] + before[name] for name in ("samples", "seconds")}
     unet.to("cpu").save_pretrained(plan.run / "unet")
     (plan.run / "unet" / "record.json").write_text(json.dumps(record, indent=2))
     return record

@@ -194,7 +194,7 @@ def test_auto_chooses_by_the_number_of_words(tokenizer):
         ({"word_replace": {"castle": 0.5}}, "Unknown word"),
         ({"blend": "dragon"}, "Unknown word"),
         ({"blend": ("cat",)}, "one word for each"),
-        ({"inversion": "ddim"}, "Did you mean 'ddim-inversion'"),
+        ({"inversion": "ddim-invert"}, "Did you mean 'ddim-inversion'"),
         ({"edit": "swap", "target": LONGER}, "refine"),
         ({"target": "dragon " * 50}, "limit is 40"),
         ({"reweight": {"dragon": float("nan")}}, "not finite"),
