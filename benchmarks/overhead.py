@@ -60,7 +60,8 @@ def main() -> None:
     start = time.perf_counter()
     for scene in scenes:
         scene.array(64)
-    print(f"scenes drawn at 64 x 64: {len(scenes) / (time.perf_counter() - start):.0f} a second on one core (goal: 500)")
+    rate = len(scenes) / (time.perf_counter() - start)
+    print(f"scenes drawn at 64 x 64: {rate:.0f} a second on one core (goal: 500)")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def run(model, image, steps=5, seed=0, **options):
     return edit, seen
 
 
-@pytest.mark.parametrize("strength", [0.35, 0.8, 1.0])
+@pytest.mark.parametrize("strength", [0.4, 1.0])
 def test_it_equals_the_pipeline_of_diffusers(random_model64, picture, monkeypatch, strength):
     model = random_model64
     noise = model.random_latent(3)
@@ -53,18 +53,18 @@ def test_it_equals_the_pipeline_of_diffusers(random_model64, picture, monkeypatc
         [TARGET],
         image=model.encode(picture),
         strength=strength,
-        num_inference_steps=10,
+        num_inference_steps=5,
         guidance_scale=7.5,
         output_type="latent",
     ).images
-    _, seen = run(model, picture, steps=10, seed=3, strength=strength)
-    assert len(seen) == int(10 * strength)
+    _, seen = run(model, picture, steps=5, seed=3, strength=strength)
+    assert len(seen) == int(5 * strength)
     assert (seen[-1].z_next - theirs).abs().max() < 1e-9
 
 
 def test_cost_is_two_rows_for_each_step_left(random_model, picture):
     assert run(random_model, picture, steps=10, strength=0.5)[0].nfe == 5 * 2
-    assert run(random_model, picture, steps=50)[0].nfe == 40 * 2
+    assert run(random_model, picture, steps=15)[0].nfe == 12 * 2
 
 
 def test_more_strength_forgets_more(random_model, picture):
@@ -102,5 +102,5 @@ def test_it_needs_a_picture(random_model):
 
 def test_trained_weights_trade_faithfulness_for_change(pocket_model):
     source = editbook.pocket.task("cat-to-fox").source_image
-    errors = [mse(run(pocket_model, source, steps=20, strength=s)[0].image, source) for s in (0.2, 0.5, 1.0)]
+    errors = [mse(run(pocket_model, source, steps=10, strength=s)[0].image, source) for s in (0.2, 0.5, 1.0)]
     assert errors == sorted(errors)

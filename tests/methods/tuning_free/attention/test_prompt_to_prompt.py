@@ -275,12 +275,12 @@ def test_attention_of_both_prompts_is_kept(random_model):
 
 
 def test_larger_latents_choose_layers_that_exist(random_model):
-    """Sides 64 and 96 as in Stable Diffusion: the layers for maps and blend follow from the U-Net, not from a table."""
+    """No side of 16 cells here: the layers for maps and blend follow from the U-Net, not from a table."""
     unet = copy.deepcopy(random_model.unet)
     parts = (random_model.vae, random_model.text_encoder, random_model.tokenizer, random_model.scheduler)
-    for side, kept in ((64, [32, 16]), (96, [24])):
+    for side, kept in ((40, [20, 10]), (80, [20])):
         unet.register_to_config(sample_size=side)
-        edit, _ = run(Model(unet, *parts), steps=1, blend=("cat", "dragon"))
+        edit, _ = run(Model(unet, *parts), steps=1, guidance_scale=1.0, blend=("cat", "dragon"))
         assert edit.attention.resolutions == kept
         assert edit.mask.shape == (side, side)
 
@@ -288,8 +288,8 @@ def test_larger_latents_choose_layers_that_exist(random_model):
 def test_the_edit_stays_closer_to_the_source_than_plain_sampling(pocket_model):
     """Trained weights: with the same seed, injected attention keeps the layout that plain sampling loses."""
     held, lost = [], []
-    for seed in range(3):
-        pair = {"source": SOURCE, "target": "a photo of a fox on the beach", "seed": seed, "steps": 20}
+    for seed in range(2):
+        pair = {"source": SOURCE, "target": "a photo of a fox on the beach", "seed": seed, "steps": 15}
         edit = editbook.edit(pocket_model, None, "prompt-to-prompt", **pair)
         off = editbook.edit(pocket_model, None, "prompt-to-prompt", cross_replace=0.0, self_replace=0.0, **pair)
         held.append(mse(edit.image, edit.source_image))
