@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from editbook import pocket
-from editbook.cli import main
+from editbook.cli import _values, main
 
 
 def invoke(*arguments: object):
@@ -105,7 +105,7 @@ def test_edit_with_a_mask_file_keeps_the_rest(pocket_model, photo, tmp_path):
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(pocket_model, photo, arguments, says, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     result = invoke(*[photo if argument == "PHOTO" else argument for argument in arguments])
     assert result.exit_code == 2
     lines = [line for line in result.output.strip().splitlines() if line.startswith("editbook:")]
@@ -134,3 +134,26 @@ def test_export_of_nothing_says_what_to_train(tmp_path):
     result = invoke("train", "export", "--run", tmp_path)
     assert result.exit_code == 2
     assert "editbook train vae" in result.output
+
+
+def test_option_values_are_literals_where_they_can_be():
+    pairs = ("a=3", "b=0.5", "c=true", "d=True", 'e=["cat", "fox"]', "f=('cat', 'fox')", "g=cat", "h=None", "i=a=b")
+    expected = [3, 0.5, True, True, ["cat", "fox"], ("cat", "fox"), "cat", None, "a=b"]
+    assert _values(pairs) == dict(zip("abcdefghi", expected, strict=True))
+
+
+def test_steps_is_an_option_of_every_method(pocket_model, photo, tmp_path):
+    prompts = ["--source", "a photo of a cat", "--target", "a photo of a fox"]
+    result = invoke("edit", photo, *prompts, "--method", "ddim-inversion", "--steps", 3, "-o", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "settings.json").read_text())["options"]["steps"] == 3
+
+
+def test_an_interrupt_ends_with_130_and_no_traceback(monkeypatch):
+    def interrupted(**_: object):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("editbook.book.build", interrupted)
+    result = invoke("book", "build")
+    assert result.exit_code == 130
+    assert "Traceback" not in result.output

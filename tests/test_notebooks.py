@@ -32,11 +32,11 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path
 
 
-def write(root, cells):
+def write(root, cells, name="a.ipynb"):
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     body = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
-    (root / "notebooks" / "a.ipynb").write_text(json.dumps(body))
-    return root / "notebooks" / "a.ipynb"
+    (root / "notebooks" / name).write_text(json.dumps(body))
+    return root / "notebooks" / name
 
 
 def text_of(path):
@@ -84,17 +84,26 @@ def test_unknown_parameter_and_missing_cell_are_errors(checkout):
         notebooks.run()
 
 
-def test_a_failing_notebook_keeps_its_stored_outputs(checkout):
-    path = checkout / "notebooks" / "a.ipynb"
-    notebooks.run()
-    good = json.loads(path.read_text())
-    good["cells"][1]["source"] = "raise RuntimeError('no luck')"
-    path.write_text(json.dumps(good))
-    stored = path.read_text()
-    with pytest.raises(EditbookError, match="no luck"):
+def test_a_failing_notebook_keeps_its_stored_outputs_and_the_others_run(checkout):
+    path = write(checkout, [cell("n = 2", tags=["parameters"]), cell("raise RuntimeError('no luck')")])
+    stored = json.loads(path.read_text())
+    stored["cells"][1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "from better days\n"}]
+    path.write_text(json.dumps(stored))
+    before = path.read_bytes()
+    other = write(checkout, [cell("n = 2", tags=["parameters"]), cell("print('well')")], "b.ipynb")
+    (checkout / "_toc.yml").write_text("root: notebooks/a\nchapters:\n- file: notebooks/b\n")
+    with pytest.raises(EditbookError, match=r"a\.ipynb failed in cell 2: RuntimeError: no luck\."):
         notebooks.run(changed=True)
-    assert path.read_text() == stored
+    assert path.read_bytes() == before
     assert notebooks.stale(checkout, path)
+    assert text_of(other) == "well\n"
+    assert not notebooks.stale(checkout, other)
+
+
+def test_a_damaged_notebook_is_one_line(checkout):
+    (checkout / "notebooks" / "a.ipynb").write_text('{"cells": [')
+    with pytest.raises(EditbookError, match="cannot be read as a notebook"):
+        notebooks.run()
 
 
 def test_outside_a_checkout(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from .errors import EditbookError
-from .notebooks import all_notebooks, records, repository, run, stale
+from .notebooks import all_notebooks, records, repository, run, stale, title
 
 
 def build(*, execute: bool = True) -> Path:
@@ -36,31 +36,36 @@ def build(*, execute: bool = True) -> Path:
 
 
 def write_status(root: Path) -> None:
-    """The status page: what each notebook's last run took and used, and whether it is up to date."""
+    """The status page: what each notebook's last run took and used, and whether anything has changed since."""
     known = records(root)
     lines = [
         "# Status",
         "",
-        "Every notebook's outputs are stored, and this is where they come from. *Up to date* means that the notebook's",
-        "code, the library's source and the shipped weights are the ones of that run. `editbook notebooks check` runs",
-        "all of them again and compares the outputs.",
+        "Every notebook's outputs are stored, and this is where they come from. *Pass* means that the notebook ran",
+        "without an error, and that its code, the library's source and the shipped weights are those of that run.",
+        "`editbook notebooks check` runs all of them again and compares the outputs.",
         "",
-        "| notebook | seconds | model | up to date | versions |",
-        "| --- | ---: | --- | --- | --- |",
+        "| notebook | seconds | model | pass |",
+        "| --- | ---: | --- | --- |",
     ]
-    total = 0.0
+    total, environments = 0.0, dict[str, list[str]]()
     for path in all_notebooks(root):
         name = path.relative_to(root).as_posix()
+        link = f"[{title(path)}](../{name})"
         record = known.get(name)
         if record is None:
-            lines.append(f"| {name} | - | - | never run | - |")
+            lines.append(f"| {link} | - | - | never run |")
             continue
         total += record["seconds"]
         versions = ", ".join(f"{package} {number}" for package, number in record["versions"].items())
-        fresh = "no" if stale(root, path) else "yes"
-        lines.append(f"| [{path.stem}](../{name}) | {record['seconds']} | {record['model']} | {fresh} | {versions} |")
-    lines += ["", f"Together {total:.0f} s, each in one thread; `make book` runs two at a time.", ""]
-    _write_if_new(root / "book" / "status.md", "\n".join(lines))
+        environments.setdefault(versions, []).append(link)
+        outcome = "changed since" if stale(root, path) else "yes"
+        lines.append(f"| {link} | {record['seconds']} | {record['model']} | {outcome} |")
+    lines += ["", f"Together {total:.0f} s, each in one thread; `make book` runs two at a time."]
+    for versions, links in environments.items():
+        which = "All" if len(environments) == 1 else ", ".join(links)
+        lines += ["", f"{which}: {versions}."]
+    _write_if_new(root / "book" / "status.md", "\n".join([*lines, ""]))
 
 
 def _write_if_new(path: Path, text: str) -> None:

@@ -72,6 +72,16 @@ def _cells(notebook: Path) -> list[dict[str, Any]]:
     return cells
 
 
+def title(notebook: Path) -> str:
+    """The notebook's first heading, or its file's name where it has none."""
+    for cell in _cells(notebook):
+        if cell["cell_type"] == "markdown":
+            for line in "".join(cell["source"]).splitlines():
+                if line.startswith("# "):
+                    return line[2:].strip()
+    return notebook.stem
+
+
 def _tags(cell: dict[str, Any]) -> list[str]:
     return cell.get("metadata", {}).get("tags", [])
 

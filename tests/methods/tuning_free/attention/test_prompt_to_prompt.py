@@ -172,6 +172,7 @@ def test_self_attention_is_the_sources_up_to_the_limit(tokenizer):
     assert made.wants(SELF)
     assert not made.wants(Site("self", "up", 16, 0, 16, 16))
     assert control(tokenizer, self_limit=16).wants(Site("self", "up", 16, 0, 16, 16))
+    assert not control(tokenizer, self_limit=0).wants(SELF)
 
 
 def test_auto_chooses_by_the_number_of_words(tokenizer):

@@ -137,7 +137,7 @@ class PromptToPrompt(Method):
             mapper,
             cross_replace=self.cross_replace,
             self_replace=self.self_replace,
-            self_limit=self.self_limit or min(16, latent_side // 2),
+            self_limit=min(16, latent_side // 2) if self.self_limit is None else self.self_limit,
             weights=weights,
             own_until=until,
         )
