@@ -289,11 +289,12 @@ def test_larger_latents_choose_layers_that_exist(random_model):
 def test_the_edit_stays_closer_to_the_source_than_plain_sampling(pocket_model):
     """Trained weights: with the same seed, injected attention keeps the layout that plain sampling loses."""
     held, lost = [], []
-    for seed in range(2):
+    for seed in range(5):
         pair = {"source": SOURCE, "target": "a photo of a fox on the beach", "seed": seed, "steps": 15}
         edit = editbook.edit(pocket_model, None, "prompt-to-prompt", **pair)
         off = editbook.edit(pocket_model, None, "prompt-to-prompt", cross_replace=0.0, self_replace=0.0, **pair)
         held.append(mse(edit.image, edit.source_image))
         lost.append(mse(off.image, off.source_image))
-    assert np.mean(held) < 0.8 * np.mean(lost)
+    assert all(kept < free for kept, free in zip(held, lost, strict=True))
+    assert np.mean(held) < 0.9 * np.mean(lost)
     assert np.mean(held) > 0
