@@ -51,6 +51,14 @@ def test_pictures_of_every_form_mean_the_same(random_model, picture, tmp_path):
     assert len(results) == 1
 
 
+@pytest.mark.parametrize("method", ["img2img", "ddim-inversion", "prompt-to-prompt"])
+def test_a_bad_mask_costs_no_evaluation(random_model, picture, method):
+    before = random_model.nfe
+    with pytest.raises(EditbookError, match="0 everywhere"):
+        editbook.edit(random_model, picture, method, mask=np.zeros((64, 64)), **QUICK)
+    assert random_model.nfe == before
+
+
 def test_a_wide_picture_and_its_mask_are_cropped_alike(random_model, picture):
     wide = Image.new("RGB", (128, 64), "white")
     wide.paste(picture, (32, 0))

@@ -14,6 +14,7 @@ from PIL import Image
 
 from .errors import EditbookError, unknown
 from .images import as_image, fit
+from .masks import latent_mask
 from .methods import REGISTRY, Method, Request
 from .model import Model
 from .result import Edit
@@ -65,8 +66,9 @@ def edit(
         if not isinstance(prompt, str):
             raise EditbookError(f"The {name} prompt must be a string, got {prompt!r}.")
     picture = None if image is None else fit(as_image(image), model.image_size)
+    area = None if mask is None else latent_mask(mask, model.random_latent(seed))
     bar = _ProgressBar() if progress else None
-    request = Request(picture, source, target, seed, mask, (*callbacks, *([bar] if bar else [])))
+    request = Request(picture, source, target, seed, area, (*callbacks, *([bar] if bar else [])))
     before, start = model.nfe, time.perf_counter()
     try:
         result = editor(model, request)

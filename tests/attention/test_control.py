@@ -237,3 +237,8 @@ def test_half_precision_stays_a_distribution(random_model):
         out = unet(z, 500, encoder_hidden_states=random_model.embed("a cat").bfloat16()).sample
     assert out.dtype == torch.bfloat16
     assert all(abs(float(p.float().sum(-1).mean()) - 1) < 1e-2 for _, p in control.seen)
+
+
+def test_a_chain_in_a_chain_is_one_chain(random_model):
+    first, second, third = Observe(), Observe(), Observe()
+    assert Chain([first, Chain([second, third])]).controls == [first, second, third]

@@ -116,7 +116,9 @@ class Chain(Control):
     """Several controls on one U-Net, applied in order at each layer; each must match some layer."""
 
     def __init__(self, controls: Sequence[Control]) -> None:
-        self.controls = list(controls)
+        self.controls: list[Control] = []
+        for control in controls:
+            self.controls += control.controls if isinstance(control, Chain) else [control]
 
     def begin_step(self, i: int, total: int) -> None:
         """Pass the step on to every control."""

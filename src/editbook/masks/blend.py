@@ -46,6 +46,11 @@ def latent_mask(mask: Any, latent: torch.Tensor) -> torch.Tensor:
     return resized.to(latent)
 
 
+def mask_array(mask: torch.Tensor | None) -> np.ndarray | None:
+    """A mask (1, 1, h, w) as an `Edit` holds it: float32 (h, w) in [0, 1]; None stays None."""
+    return None if mask is None else mask[0, 0].float().cpu().numpy()
+
+
 def paste_source_row(step: Step, mask: torch.Tensor) -> torch.Tensor:
     """z_next of a batch whose row 0 is the source: outside the mask, every row becomes the source."""
     source = step.z_next[:1]

@@ -53,7 +53,7 @@ class Request:
         source: Prompt that describes the source.
         target: Prompt that describes the result.
         seed: Of all random draws.
-        mask: Where the edit may act, an array in [0, 1] or a picture; None leaves it to the method.
+        mask: Where the edit may act, (1, 1, h, w) in [0, 1] at the latent's size; None leaves it to the method.
         callbacks: Get every `Step` of every walk.
     """
 
@@ -61,7 +61,7 @@ class Request:
     source: str
     target: str
     seed: int = 0
-    mask: Any = None
+    mask: torch.Tensor | None = None
     callbacks: tuple[Callback, ...] = ()
 
 

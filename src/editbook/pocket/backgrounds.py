@@ -297,7 +297,8 @@ def _room(rng: np.random.Generator, size: int) -> Picture:
     floor = _gradient(size, (0.68, (0.66, 0.43, 0.25)), (1, _jitter(rng, (0.80, 0.55, 0.33), 0.02)))
     depth = (y - 0.45).clip(0.05)  # boards run towards the viewer
     board = (x - 0.5) / depth * 2.2 + 0.5
-    floor = floor * (1 - 0.22 * (np.abs(board - np.round(board)) < 0.06))[..., None]
+    gap = (0.06 - np.abs(board - np.round(board))) * depth / 2.2  # back to fractions of the picture
+    floor = floor * (1 - 0.22 * _inside(gap, size))[..., None]
     _paint_below(image, 0.68, floor)
     return image
 
@@ -326,11 +327,11 @@ def _city(rng: np.random.Generator, size: int) -> Picture:
     building = _inside(y - tops[None, :], size) * gap[None, :]
     wx, wy = (x * count * 3) % 1, (y * 22) % 1
     lit = rng.random((22, count * 3))[(y * 22).astype(int), (x * count * 3).astype(int)]
-    window = (np.abs(wx - 0.5) < 0.28) & (np.abs(wy - 0.5) < 0.28) & (y > tops[None, :] + 0.03)
+    pane = np.minimum((0.28 - np.abs(wx - 0.5)) / (3 * count), (0.28 - np.abs(wy - 0.5)) / 22)
     facade = np.broadcast_to(wall[None], image.shape).copy()
     _paint(
         facade,
-        window.astype(np.float32),
+        _inside(np.minimum(pane, y - tops[None, :] - 0.03), size),
         np.where(lit[..., None] < 0.45, _colour((1.0, 0.90, 0.58)), _colour((0.74, 0.84, 0.93))),
     )
     _paint(image, building, facade)

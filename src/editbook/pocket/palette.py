@@ -110,7 +110,7 @@ def transmute(rgba: np.ndarray, material: str, rng: np.random.Generator) -> np.n
         rings = np.sin(2 * np.pi * 5.5 * (y + warp + 0.12 * x))
         shade = 0.75 * shade + 0.12 + 0.15 * rings
     elif material == "stone":
-        shade = 0.7 * shade + 0.15 + 0.42 * (_smooth_noise(rng, height, width, 20) - 0.5)
+        shade = 0.7 * shade + 0.15 + 0.28 * (_smooth_noise(rng, height, width, 20) - 0.5)
     else:
         facets = np.abs(_smooth_noise(rng, height, width, 5) - 0.5)
         shade = 0.7 * shade + 0.25 + 0.3 * (facets < 0.05)

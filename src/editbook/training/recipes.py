@@ -23,6 +23,7 @@ RECIPES = {
     "vae": Entry("vae", "train_vae", 3_000_000),
     "clip": Entry("clip", "train_clip", 4_000_000),
     "unet": Entry("unet", "train_unet", 20_000_000),
+    "reader": Entry("reader", "train_reader", 3_000_000),
 }
 
 

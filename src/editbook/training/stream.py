@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class SceneStream:
         workers: Processes that draw ahead; 0 draws in this one. The stream is the same whatever their number.
     """
 
-    _draw = staticmethod(_draw_scene)
+    _draw: ClassVar[staticmethod[[int, int], tuple[np.ndarray, list[Any]]]] = staticmethod(_draw_scene)
     _shape: tuple[int, ...] = ()  # of one item, before (3, size, size)
     _rng_key = 21
 
@@ -56,12 +56,12 @@ class SceneStream:
         # Spawned, not forked: a fork copies torch's locks in whatever state its threads hold them.
         context = multiprocessing.get_context("spawn")
         self._workers = ProcessPoolExecutor(workers, context) if workers else None
-        self._ahead: deque[Future[tuple[np.ndarray, list[str]]]] = deque()
+        self._ahead: deque[Future[tuple[np.ndarray, list[Any]]]] = deque()
         self._pictures = torch.zeros(pool, *self._shape, 3, size, size, dtype=torch.uint8)
-        self._captions: list[list[str]] = [[""]] * pool
+        self._notes: list[list[Any]] = [[]] * pool
         self._fill(pool)
 
-    def _next(self, count: int) -> list[tuple[np.ndarray, list[str]]]:
+    def _next(self, count: int) -> list[tuple[np.ndarray, list[Any]]]:
         """The next `count` items, in order."""
         number = self._first + self._drawn
         self._drawn += count
@@ -72,10 +72,10 @@ class SceneStream:
         return [self._ahead.popleft().result() for _ in range(count)]
 
     def _fill(self, count: int) -> torch.Tensor:
-        slots = [(self._drawn + k) % len(self._captions) for k in range(count)]
-        for slot, (picture, captions) in zip(slots, self._next(count), strict=True):
+        slots = [(self._drawn + k) % len(self._notes) for k in range(count)]
+        for slot, (picture, notes) in zip(slots, self._next(count), strict=True):
             self._pictures[slot] = torch.from_numpy(np.moveaxis(picture, -1, -3))
-            self._captions[slot] = captions
+            self._notes[slot] = notes
         return torch.tensor(slots)
 
     def advance(self) -> torch.Tensor:
@@ -84,7 +84,7 @@ class SceneStream:
 
     def choose(self) -> torch.Tensor:
         """The slots of the next batch."""
-        return torch.from_numpy(self._rng.integers(len(self._captions), size=self.batch_size))
+        return torch.from_numpy(self._rng.integers(len(self._notes), size=self.batch_size))
 
     def pictures(self, slots: torch.Tensor) -> torch.Tensor:
         """Pictures of these slots, float32 (n, 3, size, size) in [-1, 1]."""
@@ -93,7 +93,7 @@ class SceneStream:
     def captions(self, slots: torch.Tensor) -> list[str]:
         """A caption for each slot: the canonical phrasing half the time, else any."""
         phrasing = np.where(self._rng.random(len(slots)) < 0.5, 0, self._rng.integers(PHRASINGS, size=len(slots)))
-        return [self._captions[slot][k] for slot, k in zip(slots.tolist(), phrasing, strict=True)]
+        return [self._notes[slot][k] for slot, k in zip(slots.tolist(), phrasing, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands."""
@@ -102,8 +102,8 @@ class SceneStream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a stream of the same arguments stood."""
         self._ahead.clear()
-        self._drawn = state["drawn"] - len(self._captions)
-        self._fill(len(self._captions))
+        self._drawn = state["drawn"] - len(self._notes)
+        self._fill(len(self._notes))
         self._rng.bit_generator.state = state["rng"]
 
 
@@ -116,4 +116,4 @@ class EditStream(SceneStream):
 
     def captions(self, slots: torch.Tensor) -> list[str]:
         """The instruction of each slot."""
-        return [self._captions[slot][0] for slot in slots.tolist()]
+        return [self._notes[slot][0] for slot in slots.tolist()]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...errors import EditbookError
-from ...masks import KeepSource, latent_mask
+from ...masks import KeepSource, mask_array
 from ...model import Model
 from ...result import Edit
 from ...sampling import Schedule, add_noise, follow
@@ -49,11 +49,10 @@ class ImageToImage(Method):
             raise EditbookError(f"strength {self.strength} of {self.steps} steps leaves no step to take; raise either.")
         z_0 = model.encode(request.image)
         noise = model.random_latent(request.seed)
-        mask = None if request.mask is None else latent_mask(request.mask, z_0)
         keep = None
-        if mask is not None:
+        if request.mask is not None:
             levels = [move.alpha_to for move in path[:-1]]
-            keep = KeepSource([*(add_noise(z_0, noise, alpha) for alpha in levels), z_0], mask)
+            keep = KeepSource([*(add_noise(z_0, noise, alpha) for alpha in levels), z_0], request.mask)
         edited = follow(
             model,
             add_noise(z_0, noise, path[0].alpha_from),
@@ -66,5 +65,5 @@ class ImageToImage(Method):
             model.decode(edited),
             request.image,
             reconstruction=model.decode(z_0),
-            mask=None if mask is None else mask[0, 0].float().cpu().numpy(),
+            mask=mask_array(request.mask),
         )

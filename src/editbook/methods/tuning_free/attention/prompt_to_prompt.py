@@ -10,7 +10,7 @@ import torch
 
 from ....attention import Capture, Chain, Control, Site, refine_mapper, swap_mapper, tokens_of
 from ....errors import EditbookError, unknown
-from ....masks import LocalBlend, latent_mask, paste_source_row
+from ....masks import LocalBlend, mask_array, paste_source_row
 from ....model import Model
 from ....result import Edit
 from ....sampling import Schedule, Trajectory, follow
@@ -164,12 +164,11 @@ class PromptToPrompt(Method):
 
         inversion = None if request.image is None else invert(model, request, self.inversion, schedule)
         z_T = model.random_latent(request.seed) if inversion is None else inversion.z_T
-        user_mask = None if request.mask is None else latent_mask(request.mask, z_T)
 
         def blend(step: Any) -> torch.Tensor:
             if local is not None:
                 step.z_next = local(step)
-            return step.z_next if user_mask is None else paste_source_row(step, user_mask)
+            return step.z_next if request.mask is None else paste_source_row(step, request.mask)
 
         walked = Trajectory()
         z_0 = follow(
@@ -186,14 +185,14 @@ class PromptToPrompt(Method):
                 [z[:1] for z in walked.latents], [e[:1] for e in walked.noises], walked.moves
             )
         reconstruction, image = model.decode_batch(z_0)
-        mask = user_mask
+        mask = request.mask
         if local is not None and local.mask is not None:
-            mask = local.mask if user_mask is None else local.mask * user_mask
+            mask = local.mask if request.mask is None else local.mask * request.mask
         return Edit(
             image,
             request.image if request.image is not None else reconstruction,
             reconstruction=reconstruction,
-            mask=None if mask is None else mask[0, 0].float().cpu().numpy(),
+            mask=mask_array(mask),
             inversion=inversion,
             attention=capture.maps(model.tokenizer, prompts),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ....masks import KeepSource, latent_mask
+from ....masks import KeepSource, mask_array
 from ....model import Model
 from ....result import Edit
 from ....sampling import Schedule, follow
@@ -40,13 +40,12 @@ class DDIMInversion(Method):
         guidance = guided(model, [request.target], self.guidance_scale)
         inversion = invert(model, request, self.inversion, Schedule(model.scheduler, self.steps))
         reconstruction = reconstruct(model, inversion, callbacks=request.callbacks)
-        mask = None if request.mask is None else latent_mask(request.mask, inversion.z_T)
         edited = follow(
             model,
             inversion.z_T,
             inversion.moves,
             guidance,
-            blend=None if mask is None else KeepSource(inversion.latents[1:], mask),
+            blend=None if request.mask is None else KeepSource(inversion.latents[1:], request.mask),
             callbacks=request.callbacks,
         )
         assert request.image is not None
@@ -54,6 +53,6 @@ class DDIMInversion(Method):
             model.decode(edited),
             request.image,
             reconstruction=model.decode(reconstruction),
-            mask=None if mask is None else mask[0, 0].float().cpu().numpy(),
+            mask=mask_array(request.mask),
             inversion=inversion,
         )

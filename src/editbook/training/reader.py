@@ -1,0 +1,156 @@
+"""The reader of `editbook.metrics`: trained on rendered scenes to name and segment what they show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional
+
+from ..metrics.reader import HEADS, NONE, OWN, SCENE_HEADS, SLOTS, ReaderNetwork
+from ..pocket import Scene, sample, sample_held_out
+from ..pocket.sprites import sprite
+from .clip import spoil
+from .loop import Plan, Recipe, compiled, train
+from .stream import SceneStream
+
+_IGNORED = -100  # what torch's cross-entropy passes over
+
+
+def labels(scene: Scene) -> dict[str, np.ndarray]:
+    """The right answers for a scene: an index into each of `HEADS`, (2,), and of `SCENE_HEADS`, ().
+
+    Objects stand from left to right. What cannot be seen (all of an absent object but its absence; which way a thing
+    without a front faces) is -100.
+    """
+    answers = {name: np.full(SLOTS, _IGNORED) for name in HEADS}
+    answers["word"][:] = HEADS["word"].index(NONE)
+    for slot, thing in enumerate(scene.objects):
+        said = {
+            "word": thing.word,
+            "look": thing.colour or thing.material or OWN,
+            "pose": thing.pose,
+            "accessory": thing.accessory or NONE,
+        }
+        if sprite(thing.word).facing:
+            said["facing"] = thing.facing or "left"
+        for name, answer in said.items():
+            answers[name][slot] = HEADS[name].index(answer)
+    whole = {"background": scene.background, "style": scene.style}
+    return answers | {name: np.array(SCENE_HEADS[name].index(answer)) for name, answer in whole.items()}
+
+
+def draw(scene: Scene, size: int = 64) -> np.ndarray:
+    """The picture and, as a second picture, the masks of its objects in red and green: uint8 (2, size, size, 3)."""
+    masks = np.zeros((size, size, 3), np.uint8)
+    for slot, mask in enumerate(scene.masks(size)):
+        masks[..., slot] = (mask * 255).round()
+    return np.stack([scene.array(size), masks])
+
+
+def _draw_labelled(number: int, size: int) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
+    scene = sample(number)
+    return draw(scene, size), [labels(scene)]
+
+
+class LabelledStream(SceneStream):
+    """Scenes with masks: pictures are pairs as `draw` makes them, notes are the scene's `labels`."""
+
+    _draw = staticmethod(_draw_labelled)
+    _shape = (2,)
+    _rng_key = 23
+
+    def labels(self, slots: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The right answers of these slots, (n, 2) or (n,) each."""
+        rows = [self._notes[slot][0] for slot in slots.tolist()]
+        return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+
+
+def reading_loss(answers: dict[str, torch.Tensor], right: dict[str, torch.Tensor], masks: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of every head, and of the masks.
+
+    Args:
+        answers: What the network returns.
+        right: From `labels`.
+        masks: (n, 2, 64, 64) in [0, 1].
+    """
+    shares = torch.cat([(1 - masks.sum(1, keepdim=True)).clamp(0), masks], 1)
+    total = 2 * functional.cross_entropy(answers["masks"].float(), shares)
+    for name, answer in right.items():
+        wrong = functional.cross_entropy(answers[name].float().flatten(0, -2), answer.flatten(), reduction="sum")
+        # Not torch's own mean: it is NaN for a batch without a single object that has a front.
+        total = total + wrong / (answer != _IGNORED).sum().clamp(min=1)
+    return total
+
+
+@torch.no_grad()
+def measure_reader(network: ReaderNetwork, count: int = 1024) -> dict[str, float]:
+    """Accuracy of every head and mean IoU of the masks on held-out scenes, read under the network's own masks.
+
+    What is said of an object is asked of the objects that are there; "objects" asks whether their number is right.
+    """
+    right_of: dict[str, list[bool]] = {name: [] for name in (*HEADS, *SCENE_HEADS, "objects")}
+    overlaps = []
+    for first in range(0, count, 64):
+        scenes = [sample_held_out(40_000_000 + seed) for seed in range(first, min(first + 64, count))]
+        pairs = torch.from_numpy(np.stack([draw(scene) for scene in scenes])).permute(0, 1, 4, 2, 3).float()
+        answers = network(pairs[:, 0] / 127.5 - 1)
+        for row, scene in enumerate(scenes):
+            there = len(scene.objects)
+            for name, answer in labels(scene).items():
+                said = answers[name][row].argmax(-1).numpy()
+                if name == "word":
+                    right_of["objects"].append(int((said != HEADS["word"].index(NONE)).sum()) == there)
+                asked = answer != _IGNORED if name in SCENE_HEADS else (answer != _IGNORED) & (np.arange(SLOTS) < there)
+                right_of[name] += list((said == answer)[asked].flatten())
+            found = answers["masks"][row].argmax(0)
+            for slot in range(len(scene.objects)):
+                exact, read = pairs[row, 1, slot] > 127, found == slot + 1
+                overlaps.append(float((exact & read).sum() / (exact | read).sum().clamp(min=1)))
+    return {name: round(float(np.mean(right)), 4) for name, right in right_of.items()} | {
+        "mask_iou": round(float(np.mean(overlaps)), 4)
+    }
+
+
+def train_reader(plan: Plan, *, batch_size: int = 64) -> dict[str, Any]:
+    """Train the reader; saves `run/reader`. A third of the pictures is blurred and noisy, as a model's may be."""
+    torch.manual_seed(7)
+    network = ReaderNetwork()
+    stream = LabelledStream(8, batch_size, reuse=4, pool=4096, workers=plan.workers)
+
+    def objective(x: torch.Tensor, masks: torch.Tensor, right: dict[str, torch.Tensor]) -> torch.Tensor:
+        # Half of the batch is read under the exact masks, half under the network's own, which it will have to use.
+        half = len(x) // 2
+        exact = reading_loss(network(x[:half], masks[:half]), {k: v[:half] for k, v in right.items()}, masks[:half])
+        return exact + reading_loss(network(x[half:]), {k: v[half:] for k, v in right.items()}, masks[half:])
+
+    fast = compiled(objective, plan)
+
+    def loss() -> torch.Tensor:
+        stream.advance()
+        slots = stream.choose()
+        pairs = stream.pictures(slots)
+        x, masks = pairs[:, 0], (pairs[:, 1, :SLOTS] + 1) / 2
+        for row in range(0, batch_size, 3):
+            x[row : row + 1] = spoil(x[row : row + 1], 2 + int(torch.randint(2, ())))
+        right = {name: answer.to(plan.device) for name, answer in stream.labels(slots).items()}
+        return fast(x.to(plan.device), masks.to(plan.device), right)
+
+    record = train(Recipe("reader", {"reader": network}, stream, loss), plan)
+    network.to("cpu")
+    record["held_out"] = measure_reader(network)
+    save_reader(network, record, plan.run / "reader")
+    return record
+
+
+def save_reader(network: ReaderNetwork, record: dict[str, Any], folder: Path) -> None:
+    """Write the weights as float16 and what was measured."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: value.half().contiguous() for name, value in network.state_dict().items()}, folder / "model.safetensors"
+    )
+    (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -1,0 +1,77 @@
+"""Edit success, judged on perfect readings: what a reader without errors would say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from editbook import pocket
+from editbook.errors import EditbookError
+from editbook.metrics.reader import OWN, Reading, ReadObject
+from editbook.metrics.truth import edit_success
+from editbook.pocket import Change, Scene, Thing, make_task
+
+
+def perfect(scene: Scene) -> Reading:
+    objects = [
+        ReadObject(
+            thing.word,
+            thing.colour or thing.material or OWN,
+            thing.pose,
+            thing.facing or "left",
+            thing.accessory,
+            mask,
+            1.0,
+        )
+        for thing, mask in zip(scene.objects, scene.masks(), strict=True)
+    ]
+    return Reading(scene.background, scene.style, tuple(objects))
+
+
+@pytest.mark.parametrize("name", pocket.NAMED)
+def test_the_truth_succeeds_and_the_copied_source_does_not(name):
+    task = pocket.task(name)
+    verdict = edit_success(perfect(task.target_scene), task)
+    assert verdict.success
+    assert verdict.asked, "something was asked for"
+    copied = edit_success(perfect(task.source_scene), task)
+    assert copied.kept
+    assert not copied.changed
+
+
+@pytest.mark.parametrize("name", ["cat-to-fox", "golden-car", "add-apple", "drag-car"])
+def test_a_changed_background_is_a_side_effect(name):
+    task = pocket.task(name)
+    verdict = edit_success(perfect(replace(task.target_scene, background="night")), task)
+    assert verdict.changed
+    assert not verdict.kept
+
+
+def test_an_object_added_on_the_left_does_not_make_the_old_one_asked_for():
+    scene = Scene("room", (Thing("cat", x=0.7, size=0.4),))
+    task = make_task(scene, Change("add object", Thing("apple", x=0.25, size=0.38)))
+    verdict = edit_success(perfect(task.target_scene), task)
+    assert verdict.success
+    assert "word of object 1 is apple" in verdict.asked
+    assert "word of object 2 is cat" in verdict.rest
+
+
+def test_an_empty_picture_fails_every_statement_about_objects():
+    task = pocket.task("cat-to-fox")
+    verdict = edit_success(replace(perfect(task.target_scene), objects=()), task)
+    assert not verdict.changed
+    assert not verdict.kept
+
+
+def test_a_drag_that_stops_half_way_has_not_arrived():
+    task = pocket.task("drag-car")
+    (thing,) = task.source_scene.objects
+    half = replace(task.source_scene, objects=(replace(thing, x=thing.x + 0.1),))
+    assert not edit_success(perfect(half), task).changed
+
+
+def test_real_data_has_no_scenes_to_compare_with():
+    task = replace(pocket.task("cat-to-fox"), target_scene=None)
+    with pytest.raises(EditbookError, match="scenes"):
+        edit_success(Reading("room", "photo", ()), task)
