@@ -15,14 +15,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import methods, pocket
+    from . import data, methods, pocket
     from .editing import edit
     from .errors import EditbookError
     from .model import Model, load
     from .result import Edit
 
 __version__ = "0.1.0"
-__all__ = ["Edit", "EditbookError", "Model", "edit", "load", "methods", "pocket"]
+__all__ = ["Edit", "EditbookError", "Model", "data", "edit", "load", "methods", "pocket"]
 
 _WHERE = {
     "Edit": ("result", "Edit"),
@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
     if name in _WHERE:
         module, attribute = _WHERE[name]
         return getattr(importlib.import_module(f".{module}", __name__), attribute)
-    if name in ("methods", "pocket"):
+    if name in ("data", "methods", "pocket"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -262,6 +262,19 @@ def pocket() -> None:
     """Look at the pocket world."""
 
 
+@pocket.command("export")
+@click.argument("folder", type=click.Path(path_type=Path))
+@_say_errors
+def pocket_export(folder: Path) -> None:
+    """Write the 700 tasks of PocketBench to FOLDER in PIE-Bench's layout, with the exact answers beside it."""
+    from tqdm import tqdm
+
+    from .data import export
+    from .pocket import bench
+
+    click.echo(f"{export(tqdm(bench(), unit='task'), folder)}: {len(bench())} tasks")
+
+
 @pocket.command("sample")
 @click.option("-n", "count", default=16, show_default=True, type=click.IntRange(1, 10_000))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))

@@ -1,5 +1,7 @@
 """The pocket world: scenes drawn by a program, so that the right answer of every edit is known. Needs no torch."""
 
+from .bench import COUNTS, bench
+from .benchmark import TYPES, Benchmark, BenchTask
 from .distribution import BACKGROUNDS, corpus, is_held_out, sample, sample_edit, sample_held_out
 from .edits import Change
 from .grammar import EDIT_TYPES, PHRASINGS, QUALITIES
@@ -13,6 +15,7 @@ __all__ = [
     "ACCESSORIES",
     "BACKGROUNDS",
     "COLOURS",
+    "COUNTS",
     "EDIT_TYPES",
     "MATERIALS",
     "NAMED",
@@ -21,11 +24,15 @@ __all__ = [
     "POSES",
     "QUALITIES",
     "STYLES",
+    "TYPES",
+    "BenchTask",
+    "Benchmark",
     "Change",
     "ChangedWords",
     "EditTask",
     "Scene",
     "Thing",
+    "bench",
     "changed_words",
     "corpus",
     "is_held_out",

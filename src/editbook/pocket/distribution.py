@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from .scene import Scene, Thing
 BACKGROUNDS = tuple(backgrounds.GROUND)
 _HELD_OUT_ONE_IN = 8
 _SHIFTABLE = ("left", "right")
+_Option = TypeVar("_Option", str, "str | None")
 
 
 def is_held_out(scene: Scene) -> bool:
@@ -28,7 +30,7 @@ def is_held_out(scene: Scene) -> bool:
     )
 
 
-def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+def _pick(rng: np.random.Generator, options: Sequence[_Option]) -> _Option:
     return options[int(rng.integers(len(options)))]
 
 
@@ -99,9 +101,9 @@ def random_change(rng: np.random.Generator, scene: Scene) -> Change:
     while True:
         kind = _pick(rng, [*kinds, "add object"])
         index = int(rng.integers(len(scene.objects))) if scene.objects else 0
-        options: dict[str, Sequence[str]] = {
+        options: dict[str, Sequence[str | None]] = {
             "change object": sprites.OBJECTS,
-            "change content": sprites.ACCESSORIES,
+            "change content": (*sprites.ACCESSORIES, None),
             "change pose": sprites.POSES,
             "change colour": palette.COLOURS,
             "change material": palette.MATERIALS,

@@ -86,7 +86,7 @@ class Change:
     Args:
         kind: One of `grammar.EDIT_TYPES`, which are PIE-Bench's types 1-9 and "drag".
         value: The new word, colour, material, pose, accessory, background or style; for "add object" the `Thing`;
-            for "drag" "left" or "right"; None for "remove object".
+            for "drag" "left" or "right"; None for "remove object", and to take an accessory off.
         index: Which object.
     """
 
@@ -102,6 +102,8 @@ class Change:
             return add_object(scene, self.value)
         if self.kind == "remove object":
             return remove_object(scene, self.index)
+        if self.kind == "change content":
+            return set_accessory(scene, self.index, None if self.value is None else str(self.value))
         value = str(self.value)
         whole: dict[str, Callable[[Scene, str], Scene]] = {
             "change background": set_background,
@@ -109,7 +111,6 @@ class Change:
         }
         one: dict[str, Callable[[Scene, int, str], Scene]] = {
             "change object": replace_object,
-            "change content": set_accessory,
             "change pose": set_pose,
             "change colour": set_colour,
             "change material": set_material,
@@ -126,6 +127,11 @@ class Change:
         about_object = self.kind not in ("change background", "change style", "add object")
         word = scene.objects[self.index].word if about_object else ""
         value = self.value
+        if self.kind == "change content" and value is None:
+            worn = scene.objects[self.index].accessory
+            if worn is None:
+                raise EditbookError(f"The {word} wears nothing that could be taken off.")
+            return grammar.instruction("remove object", worn, "", phrasing)
         if isinstance(value, Thing):
             phrase = grammar.noun_phrase(value)
             value = phrase.split(" ", 1)[1]

@@ -96,8 +96,8 @@ _INSTRUCTIONS: dict[str, tuple[str, ...]] = {
         "turn the {word} into {a_value} one",
         "make the {word} look {value}",
     ),
-    "change background": ("move it {place}", "change the background so that it is {place}", "show it {place}"),
-    "change style": ("turn it into {picture}", "make it look like {picture}", "change it {style}"),
+    "change background": ("show it {place}", "change the background so that it is {place}", "let it be {place}"),
+    "change style": ("turn it into {picture}", "make it look like {picture}", "show it {style}"),
     "drag": ("move the {word} to the {value}", "drag the {word} to the {value}", "shift the {word} to the {value}"),
 }
 EDIT_TYPES = tuple(_INSTRUCTIONS)

@@ -54,7 +54,7 @@ class EditTask:
         target_prompt: Describes the edited picture, plain text.
         instruction: What a person would ask for.
         mask: Where the edit acts, float32 (height, width) in [0, 1].
-        edit_type: One of `grammar.EDIT_TYPES`.
+        edit_type: One of `grammar.EDIT_TYPES`; of real data "random" or "unspecified" where nobody says.
         changed_words: The words that differ between the prompts.
         source_scene: The scene behind the source picture; None for real data.
         target_scene: The scene behind the truth; None for real data.

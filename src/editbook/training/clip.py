@@ -67,14 +67,15 @@ def retrieval(clip: CLIPModel, tokenizer: object, count: int = 256) -> float:
     """Share of held-out pictures whose own caption is the nearest of `count`."""
     scenes = [sample_held_out(10_000 + seed) for seed in range(count)]
     pictures = torch.from_numpy(np.stack([scene.array() for scene in scenes])).permute(0, 3, 1, 2).float() / 127.5 - 1
-    tokens = _tokens(tokenizer, [scene.caption() for scene in scenes])
+    tokens = padded_tokens(tokenizer, [scene.caption() for scene in scenes])
     vision = clip.visual_projection(clip.vision_model(pictures).pooler_output)
     text = clip.text_projection(clip.text_model(tokens).pooler_output)
     similarity = functional.normalize(vision, dim=-1) @ functional.normalize(text, dim=-1).T
     return float((similarity.argmax(1) == torch.arange(count)).float().mean())
 
 
-def _tokens(tokenizer: object, texts: list[str]) -> torch.Tensor:
+def padded_tokens(tokenizer: object, texts: list[str]) -> torch.Tensor:
+    """Token ids (n, MAX_LENGTH), padded; a text that is too long is cut."""
     padded = tokenizer(texts, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt")  # type: ignore[operator]
     return padded.input_ids
 
@@ -110,7 +111,7 @@ def train_clip(plan: Plan, *, batch_size: int = 128) -> dict[str, Any]:
             captions[row] = f"{captions[row]}, {QUALITIES[level]}"
         edits.advance()
         edit_slots = edits.choose()
-        tokens = _tokens(tokenizer, [*captions, *edits.captions(edit_slots)])
+        tokens = padded_tokens(tokenizer, [*captions, *edits.captions(edit_slots)])
         before_after = edits.pictures(edit_slots)
         return fast(pictures.to(plan.device), tokens.to(plan.device), before_after.to(plan.device))
 

@@ -24,7 +24,7 @@ from ..metrics.reader import Reader, Reading, load_reader
 from ..metrics.towers import pocket_clip
 from ..metrics.truth import edit_success
 from ..model import Model
-from ..pocket import EditTask, Scene, bench, sample_held_out
+from ..pocket import Scene, bench, sample_held_out
 from ..sampling import Schedule, add_noise, follow
 from .reader import measure_reader
 
@@ -225,7 +225,7 @@ def inverting(model: Model, count: int) -> list[Figure]:
 
 def swapping(model: Model, reader: Reader, count: int) -> list[Figure]:
     """Prompt-to-Prompt on PocketBench's object changes."""
-    tasks: list[EditTask] = [task for task in bench() if task.edit_type == "change object"][:count]
+    tasks = list(bench().of_type("change object")[:count])
     edited = [
         edit(model, task.source_image, source=task.source_prompt, target=task.target_prompt, guidance_scale=5.0).image
         for task in tqdm(tasks, desc="Prompt-to-Prompt", leave=False)

@@ -1,4 +1,9 @@
-"""The denoiser: Stable Diffusion's U-Net in small, trained to predict noise (the survey's Eq. 4)."""
+"""The denoiser: Stable Diffusion's U-Net in small, trained to predict noise (the survey's Eq. 4).
+
+The text encoder begins as CLIP's text tower and is tuned along, as in the first latent diffusion model for text
+(Rombach et al. 2022; Stable Diffusion freezes it). A contrastive loss on a small world leaves words that look alike
+with nearly the same embedding, and a denoiser that reads those learns colours quickly and shapes hardly at all.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,7 @@ from ..errors import EditbookError
 from ..model import Model
 from ..pocket import sample_held_out
 from ..sampling import ClassifierFreeGuidance, Schedule, follow
+from .clip import padded_tokens
 from .loop import Plan, Recipe, compiled, train
 from .stream import SceneStream
 
@@ -47,11 +53,22 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-class _LatentPool:
-    """Latents and text embeddings of the stream's pool, computed once for each scene."""
+def noise_weight(alpha: torch.Tensor) -> torch.Tensor:
+    """Weight of the squared error of the noise at a level of cumulative alpha, in (0, 10].
 
-    def __init__(self, stream: SceneStream, vae: AutoencoderKL, model: Model, device: str, pool: int) -> None:
-        self._stream, self._vae, self._model, self._device = stream, vae, model, device
+    In terms of the clean latent's error it is SNR + 1, as for v-prediction, but at most 5, so that nearly clean latents
+    do not rule the loss (the idea of min-SNR, Hang et al. 2023). The plain loss weighs that error by the SNR alone and
+    so all but ignores the noisy levels, where shapes are decided; a small model then learns them very slowly.
+    """
+    snr = alpha / (1 - alpha)
+    return ((snr + 1).clamp(max=5) / snr).clamp(max=10)
+
+
+class _LatentPool:
+    """Latents of the stream's pool, computed once for each scene, and captions."""
+
+    def __init__(self, stream: SceneStream, vae: AutoencoderKL, device: str, pool: int) -> None:
+        self._stream, self._vae, self._device = stream, vae, device
         self._latents = torch.zeros(pool, 4, 16, 16, device=device)
         self._filled = False
 
@@ -61,8 +78,8 @@ class _LatentPool:
         latents = self._vae.encode(pictures).latent_dist.mode() * self._vae.config.scaling_factor
         self._latents[slots.to(self._device)] = latents.float()
 
-    def batch(self, no_caption: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents (n, 4, 16, 16) and embeddings; a share of the captions is replaced by the empty one."""
+    def batch(self, no_caption: float) -> tuple[torch.Tensor, list[str]]:
+        """Latents (n, 4, 16, 16) and captions, a share of them replaced by the empty one."""
         if not self._filled:  # not sooner: a resumed run first puts the stream back where it stood
             for slots in torch.arange(len(self._latents)).split(64):
                 self._encode(slots)
@@ -71,11 +88,11 @@ class _LatentPool:
         slots = self._stream.choose()
         drop = torch.rand(len(slots)) < no_caption
         texts = ["" if gone else text for gone, text in zip(drop.tolist(), self._stream.captions(slots), strict=True)]
-        return self._latents[slots.to(self._device)], self._model.embed(texts)
+        return self._latents[slots.to(self._device)], texts
 
 
 def train_unet(plan: Plan, *, batch_size: int = 32, no_caption: float = 0.1) -> dict[str, Any]:
-    """Train the U-Net on latents of `run/vae` under captions read by `run/text_encoder`; saves `run/unet`."""
+    """Train the U-Net on latents of `run/vae`, and tune `run/text_encoder` with it; saves both."""
     for part, recipe in (("vae", "vae"), ("text_encoder", "clip"), ("tokenizer", "clip")):
         if not (plan.run / part).is_dir():
             raise EditbookError(f"{plan.run / part} is missing: run `editbook train {recipe} --run {plan.run}` first.")
@@ -90,29 +107,30 @@ def train_unet(plan: Plan, *, batch_size: int = 32, no_caption: float = 0.1) -> 
         before = json.loads((plan.run / "start" / "record.json").read_text())
     scheduler.save_pretrained(plan.run / "scheduler")
     model = Model(unet, vae, text_encoder, tokenizer, scheduler, "pocket")
-    unet.requires_grad_(True).to(plan.device)
+    networks = {"unet": unet, "text_encoder": text_encoder}
+    for network in networks.values():
+        network.requires_grad_(True).to(plan.device)
     if plan.device == "cpu":
         # The backward pass of torch's fused attention takes nearly half of a step on a CPU; plain products do not.
         unet.set_attn_processor(AttnProcessor())
     stream = SceneStream(6, batch_size, reuse=8, pool=8192, workers=plan.workers)
-    pool = _LatentPool(stream, vae, model, plan.device, 8192)
+    pool = _LatentPool(stream, vae, plan.device, 8192)
     alphas = scheduler.alphas_cumprod.to(plan.device)
     scenes = [sample_held_out(seed) for seed in range(16)]
 
-    def objective(z_0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+    def objective(z_0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         alpha = alphas[t].view(-1, 1, 1, 1)
         z_t = alpha.sqrt() * z_0 + (1 - alpha).sqrt() * noise
-        eps = unet(z_t, t, encoder_hidden_states=embeddings).sample.float()
-        # Weights of min(SNR, 5) / SNR keep nearly clean latents from ruling the loss (Hang et al. 2023).
-        weight = (5 * (1 - alpha) / alpha).clamp(max=1)
-        return (weight * (eps - noise).square()).mean()
+        eps = unet(z_t, t, encoder_hidden_states=text_encoder(tokens)[0]).sample.float()
+        return (noise_weight(alpha) * (eps - noise).square()).mean()
 
     fast = compiled(objective, plan)
 
     def loss() -> torch.Tensor:
-        z_0, embeddings = pool.batch(no_caption)
+        z_0, texts = pool.batch(no_caption)
+        tokens = padded_tokens(tokenizer, texts).to(plan.device)
         t = torch.randint(len(alphas), (len(z_0),), device=plan.device)
-        return fast(z_0, torch.randn_like(z_0), t, embeddings)
+        return fast(z_0, torch.randn_like(z_0), t, tokens)
 
     def show(folder: Path) -> None:
         embeddings = model.embed([scene.caption() for scene in scenes])
@@ -121,9 +139,10 @@ def train_unet(plan: Plan, *, batch_size: int = 32, no_caption: float = 0.1) -> 
         pictures = model.decode_batch(follow(model, noise, Schedule(scheduler, 25).sampling(), guidance))
         _contact_sheet(pictures, [scene.caption() for scene in scenes]).save(folder / "samples.png")
 
-    record = train(Recipe("unet", {"unet": unet}, stream, loss, learning_rate=7e-4, show=show), plan)
+    record = train(Recipe("unet", networks, stream, loss, learning_rate=7e-4, show=show), plan)
     record |= {name: record[name] + before[name] for name in ("samples", "seconds")}
-    unet.to("cpu").save_pretrained(plan.run / "unet")
+    for name, network in networks.items():
+        network.to("cpu").save_pretrained(plan.run / name)
     (plan.run / "unet" / "record.json").write_text(json.dumps(record, indent=2))
     return record
 
