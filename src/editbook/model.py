@@ -80,7 +80,10 @@ class Model:
 
     @cached_property
     def clip(self) -> Any | None:
-        """The CLIP model whose text tower this is (for scores), where the checkpoint's folder has it; else None."""
+        """CLIP's two towers, for scores, where the checkpoint's folder has them; else None.
+
+        The pocket model's `text_encoder` began as this text tower and was tuned further with the U-Net.
+        """
         if self.folder is None or not (self.folder / "clip").is_dir():
             return None
         from transformers import CLIPModel

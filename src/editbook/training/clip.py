@@ -1,6 +1,7 @@
 """The text and vision towers: CLIP on the world's captions, which also learns instructions and picture quality.
 
-Later chapters condition on instructions and on quality phrases with the same frozen text tower, so it must know them.
+The text encoder of the diffusion model begins as this text tower. Later chapters condition on instructions and on
+quality phrases, so the tower must know them.
 A caption meets its picture (Radford et al. 2021). A fifth of the pictures are spoiled and their captions say how much.
 An instruction meets the *difference* of the pictures after and before: that loss is ours.
 """

@@ -115,12 +115,13 @@ or material, and background in eight is never shown in training.
 autocast, averaged weights. Autoencoder: squared, absolute and edge error, KL weight 1e-6. Towers: CLIP's contrastive
 loss; a fifth of the pictures is spoiled at five levels with a caption that says so; instructions are matched with the
 difference of the pictures before and after. Denoiser: noise prediction, scaled-linear betas 0.00085 to 0.012 over 1000
-steps, captions dropped 10 % of the time, min-SNR weights with gamma 5.
+steps, captions dropped 10 % of the time; the error is weighted so that, seen as an error of the clean latent, it counts
+SNR + 1, at most 5. `text_encoder` begins as CLIP's text tower and is tuned with the denoiser; `clip` keeps its own.
 
 **Use.** Teaching, and testing editing methods against an exact truth. It knows nothing outside the pocket world.
 
-**Limits.** These are *first weights*: thin parts (whiskers, bicycle spokes) blur, rare combinations of pose and
-accessory fail, two objects may exchange attributes. Pages print what they measured.
+**Limits.** Thin parts (whiskers, bicycle spokes) blur, turned poses and accessories often fail, of two objects one may
+take the other's attributes, and drawn styles are weaker than photos. Pages print what they measured.
 
 **Licence.** Weights MIT. The sprites behind the training pictures are Microsoft's Fluent Emoji (MIT).
 """
