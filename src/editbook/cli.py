@@ -190,12 +190,12 @@ def notebooks_check(paths: tuple[Path, ...]) -> None:
 
 
 @main.command()
-@click.argument("name", type=click.Choice(["vae", "clip", "unet", "reader", "export"]))
+@click.argument("name", type=click.Choice(["vae", "decoder", "clip", "unet", "reader", "export", "report"]))
 @click.option("--run", "run_folder", type=click.Path(path_type=Path), default=Path("runs/pocket"), show_default=True)
 @click.option(
     "--samples",
     type=int,
-    help="Training samples; the recipe's full length by default.",
+    help="Training samples; the recipe's full length by default. For report: pictures for each number.",
 )
 @click.option("--minutes", type=float, help="Train for this long instead.")
 @click.option("--device", default="cpu", show_default=True)
@@ -207,9 +207,9 @@ def notebooks_check(paths: tuple[Path, ...]) -> None:
 @click.option(
     "--start",
     type=click.Path(path_type=Path),
-    help="Go on from this exported model (unet).",
+    help="Go on from this exported model (unet); for report: the model to measure.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="For export: the folder to write.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="For export and report: the folder to write.")
 @_say_errors
 def train(
     name: str,
@@ -223,11 +223,28 @@ def train(
     start: Path | None,
     output: Path | None,
 ) -> None:
-    """Train a part of the pocket model (vae, clip, then unet; reader; resumable), or export the parts as one folder."""
+    """Train a part of the pocket model (vae, clip, then unet; decoder; reader; resumable), export the parts, or report.
+
+    export writes the parts of a run as one model folder; report measures a model against its bar.
+    """
     if name == "export":
         from .training.export import export
 
         click.echo(f"Wrote {export(run_folder, output or run_folder / 'model')}")
+        return
+    if name == "report":
+        from .model import load
+        from .training.report import report
+
+        if threads:
+            import torch
+
+            torch.set_num_threads(threads)
+        model = load(start or "pocket", device=device)
+        figures = report(model, output or run_folder / "report", **({} if samples is None else {"count": samples}))
+        for figure in figures:
+            verdict = {None: "", True: "  met", False: f"  missed: {figure.bar:g}"}[figure.met]
+            click.echo(f"{figure.what:60} {figure.value:10.4g}{verdict}")
         return
     from .training.loop import Plan
     from .training.recipes import RECIPES, run_recipe

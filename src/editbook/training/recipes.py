@@ -21,6 +21,7 @@ class Entry:
 
 RECIPES = {
     "vae": Entry("vae", "train_vae", 3_000_000),
+    "decoder": Entry("vae", "train_decoder", 2_000_000),
     "clip": Entry("clip", "train_clip", 4_000_000),
     "unet": Entry("unet", "train_unet", 20_000_000),
     "reader": Entry("reader", "train_reader", 3_000_000),

@@ -101,6 +101,10 @@ def test_it_needs_a_picture(random_model):
 
 
 def test_trained_weights_trade_faithfulness_for_change(pocket_model):
+    # 20 steps: with 10, the two steps of strength 0.2 are so long that the guidance overshoots in the object.
     source = editbook.pocket.task("cat-to-fox").source_image
-    errors = [mse(run(pocket_model, source, steps=10, strength=s)[0].image, source) for s in (0.2, 0.5, 1.0)]
+    errors = [
+        np.mean([mse(run(pocket_model, source, steps=20, seed=seed, strength=s)[0].image, source) for seed in range(3)])
+        for s in (0.2, 0.5, 1.0)
+    ]
     assert errors == sorted(errors)
