@@ -16,7 +16,7 @@ from editbook.metrics.editval import (
     EditValEdit,
     OwlViT,
     ReaderDetector,
-    editval,
+    editval_detection,
     editval_reading,
 )
 from editbook.metrics.reader import Reading, ReadObject
@@ -66,12 +66,12 @@ CAT, DOG = at("cat", 0.3), at("dog", 0.7)
     ],
 )
 def test_the_six_rules(edit, before, after, verdict):
-    assert editval(edit, BLANK, BLANK, Known(before, after)) is verdict
+    assert editval_detection(edit, BLANK, BLANK, Known(before, after)) is verdict
 
 
 def test_the_most_confident_detection_counts():
     after = [at("cat", 0.8, score=0.9), at("cat", 0.3, score=0.2)]
-    assert editval(EditValEdit("position_replacement", "cat", "right"), BLANK, BLANK, Known([CAT], after))
+    assert editval_detection(EditValEdit("position_replacement", "cat", "right"), BLANK, BLANK, Known([CAT], after))
 
 
 def read(word="cat", look="own", pose="standing", facing="left", accessory=None, background="room", style="photo"):
@@ -106,7 +106,7 @@ def test_every_type_is_decided_but_shape():
         edit = EditValEdit(kind, "cat", {"size": "bigger", "position_replacement": "left"}.get(kind, "x"), "left")
         decided = 0
         for decide in (
-            lambda edit=edit: editval(edit, BLANK, BLANK, Known([], [])),
+            lambda edit=edit: editval_detection(edit, BLANK, BLANK, Known([], [])),
             lambda edit=edit: editval_reading(edit, read()),
         ):
             try:

@@ -10,8 +10,9 @@ import torch
 
 from editbook.errors import EditbookError
 from editbook.metrics.reader import HEADS, SCENE_HEADS, Reader, ReaderNetwork, ReadObject, load_reader
-from editbook.pocket import Scene, Thing, sample
-from editbook.training.reader import LabelledStream, draw, labels, measure_reader, reading_loss, save_reader
+from editbook.pocket import STYLES, Scene, Thing
+from editbook.pocket.distribution import is_held_out
+from editbook.training.reader import LabelledStream, draw, labels, lesson, measure_reader, reading_loss, save_reader
 
 SCENE = Scene("room", (Thing("cat", colour="red", x=0.3, size=0.4), Thing("apple", x=0.7, size=0.4)), "mosaic")
 
@@ -35,6 +36,14 @@ def test_what_cannot_be_seen_is_not_asked():
     assert HEADS["word"][right["word"][1]] == "none"
     assert right["pose"][1] == right["look"][1] == right["accessory"][1] == -100
     assert right["facing"][0] == -100, "an apple has no front"
+    assert (labels(replace(SCENE, style="pencil sketch"))["look"] == -100).all(), "a sketch has no colours"
+
+
+def test_lessons_are_training_scenes_and_never_held_out():
+    lessons = [lesson(number) for number in range(300)]
+    assert not any(is_held_out(scene) for scene in lessons)
+    assert {scene.style for scene in lessons} == set(STYLES)
+    assert sum(len(scene.objects) == 2 for scene in lessons) > 90
 
 
 def test_perfect_answers_cost_nothing_and_wrong_ones_do():
@@ -66,7 +75,7 @@ def test_a_stream_pairs_pictures_with_their_labels():
     slots = torch.arange(8)
     pairs, right = stream.pictures(slots), stream.labels(slots)
     for k in range(8):
-        scene = sample(8_000_000_000 + k)
+        scene = lesson(8_000_000_000 + k)
         assert np.array_equal(((pairs[k, 0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy(), scene.array())
         assert right["background"][k] == labels(scene)["background"]
 

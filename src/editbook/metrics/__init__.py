@@ -1,5 +1,54 @@
-"""How far one picture is from another. More metrics join with the chapter on evaluation."""
+"""How good an edit is: against the source, the text, and, in the pocket world, the exact answer.
 
-from .pixels import mse, peak_inside, psnr
+Numbers that a network makes carry its name, `tower.name`: those of different networks cannot be compared.
+"""
 
-__all__ = ["mse", "peak_inside", "psnr"]
+from .clip import Direction, clip_image_similarity, clip_score, directional_similarity
+from .editval import EditValEdit, OwlViT, ReaderDetector, editval_detection, editval_reading
+from .evaluate import Mean, mean_without_nan, pie_bench_scores, regions, truth_distances
+from .frechet import Fid, fid, frechet_distance
+from .hps import Hps
+from .lpips import Lpips
+from .pixels import l1, mask_iou, mse, peak_inside, psnr
+from .reader import Reader, load_reader
+from .ssim import ssim
+from .structure import structure_distance
+from .towers import Clip, Dino, Inception, pocket_clip
+from .truth import Success, edit_success
+
+__all__ = [
+    "Clip",
+    "Dino",
+    "Direction",
+    "EditValEdit",
+    "Fid",
+    "Hps",
+    "Inception",
+    "Lpips",
+    "Mean",
+    "OwlViT",
+    "Reader",
+    "ReaderDetector",
+    "Success",
+    "clip_image_similarity",
+    "clip_score",
+    "directional_similarity",
+    "edit_success",
+    "editval_detection",
+    "editval_reading",
+    "fid",
+    "frechet_distance",
+    "l1",
+    "load_reader",
+    "mask_iou",
+    "mean_without_nan",
+    "mse",
+    "peak_inside",
+    "pie_bench_scores",
+    "pocket_clip",
+    "psnr",
+    "regions",
+    "ssim",
+    "structure_distance",
+    "truth_distances",
+]

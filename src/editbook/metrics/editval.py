@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..errors import EditbookError, unknown
 from .reader import SIDE, Reader, Reading, ReadObject
+from .towers import loaded
 
 EDITVAL_TYPES = (
     "object_addition",
@@ -140,14 +141,12 @@ class OwlViT:
     def __init__(self, name: str = "google/owlvit-base-patch32", threshold: float = 0.1, device: str = "cpu") -> None:
         from transformers import OwlViTForObjectDetection, OwlViTProcessor
 
-        try:
-            self._processor = OwlViTProcessor.from_pretrained(name)
-            self._model = OwlViTForObjectDetection.from_pretrained(name).eval().to(device)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise EditbookError(
-                f"Could not load OWL-ViT from {name!r}: {reason} Give a folder that holds it."
-            ) from None
+        self._processor, model = loaded(
+            "OWL-ViT",
+            name,
+            lambda: (OwlViTProcessor.from_pretrained(name), OwlViTForObjectDetection.from_pretrained(name)),
+        )
+        self._model = model.eval().to(device)
         self.name, self.threshold = name, threshold
 
     @torch.no_grad()
@@ -219,7 +218,7 @@ _BY_DETECTION: dict[str, Callable[[EditValEdit, _Found, _Found, float], bool]] =
 }
 
 
-def editval(
+def editval_detection(
     edit: EditValEdit,
     before: Image.Image,
     after: Image.Image,

@@ -75,7 +75,9 @@ class ReaderNetwork(nn.Module):
         )
         self.up_middle = nn.Sequential(nn.Conv2d(coarse + middle, middle, 1), _Residual(middle))
         self.up_fine = nn.Sequential(nn.Conv2d(middle + fine, fine, 1), _Residual(fine))
-        self.pixels = nn.Sequential(nn.Conv2d(fine // 4 + 3, 32, 3, padding=1), nn.SiLU(), nn.Conv2d(32, 1 + SLOTS, 1))
+        self.pixels = nn.Sequential(
+            nn.Conv2d(fine // 4 + 3, 32, 3, padding=1), _Residual(32), nn.SiLU(), nn.Conv2d(32, 1 + SLOTS, 1)
+        )
         pooled = 2 * middle + coarse
         self.objects = nn.Sequential(nn.Linear(pooled, 256), nn.SiLU())
         self.heads = nn.ModuleDict({name: nn.Linear(256, len(answers)) for name, answers in HEADS.items()})

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ..errors import EditbookError
 from ..pocket import EditTask, Scene, Thing
 from ..pocket.sprites import sprite
+from ..pocket.styles import COLOURLESS
 from .reader import OWN, Reading, ReadObject
 
 _NEAR = 0.08  # a dragged object has arrived within this fraction of the picture's side
@@ -88,6 +89,7 @@ def _before(source: Scene, target: Scene) -> dict[_Statement, object]:
 
 
 def _statements(scene: Scene) -> dict[_Statement, object]:
+    """What a picture of the scene shows; a pencil sketch says nothing of colours and materials."""
     said: dict[_Statement, object] = {
         (None, "background"): scene.background,
         (None, "style"): scene.style,
@@ -95,6 +97,8 @@ def _statements(scene: Scene) -> dict[_Statement, object]:
     }
     for slot, thing in enumerate(scene.objects):
         said |= {(slot, name): value for name, value in _described(thing).items()}
+    if scene.style in COLOURLESS:
+        return {statement: value for statement, value in said.items() if statement[1] != "look"}
     return said
 
 

@@ -166,6 +166,8 @@ _STYLES: dict[str, Callable[[Picture, np.random.Generator], Picture]] = {
     "mosaic": _mosaic,
 }
 STYLES = tuple(_STYLES)
+COLOURLESS = frozenset({"pencil sketch"})
+"""Styles that do not show of what colour or material an object is."""
 
 
 def apply(image: Picture, style: str, rng: np.random.Generator) -> Picture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from ..metrics.reader import HEADS, NONE, OWN, SCENE_HEADS, SLOTS, ReaderNetwork
-from ..pocket import Scene, sample, sample_held_out
+from ..pocket import STYLES, Scene, sample, sample_held_out
 from ..pocket.sprites import sprite
+from ..pocket.styles import COLOURLESS
 from .clip import spoil
 from .loop import Plan, Recipe, compiled, train
 from .stream import SceneStream
@@ -25,7 +27,7 @@ def labels(scene: Scene) -> dict[str, np.ndarray]:
     """The right answers for a scene: an index into each of `HEADS`, (2,), and of `SCENE_HEADS`, ().
 
     Objects stand from left to right. What cannot be seen (all of an absent object but its absence; which way a thing
-    without a front faces) is -100.
+    without a front faces; colours and materials in a pencil sketch) is -100.
     """
     answers = {name: np.full(SLOTS, _IGNORED) for name in HEADS}
     answers["word"][:] = HEADS["word"].index(NONE)
@@ -38,6 +40,8 @@ def labels(scene: Scene) -> dict[str, np.ndarray]:
         }
         if sprite(thing.word).facing:
             said["facing"] = thing.facing or "left"
+        if scene.style in COLOURLESS:
+            del said["look"]
         for name, answer in said.items():
             answers[name][slot] = HEADS[name].index(answer)
     whole = {"background": scene.background, "style": scene.style}
@@ -52,13 +56,23 @@ def draw(scene: Scene, size: int = 64) -> np.ndarray:
     return np.stack([scene.array(size), masks])
 
 
-def _draw_labelled(number: int, size: int) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
+def lesson(number: int) -> Scene:
+    """Training scene `number` of the reader: `sample`, with more of what is hard to read, other styles and pairs."""
+    rng = np.random.default_rng([number, 25])
+    pair, styled = rng.random() < 0.25, rng.random() < 0.3
     scene = sample(number)
+    while pair and len(scene.objects) < SLOTS:
+        scene = sample(int(rng.integers(1 << 62)))
+    return replace(scene, style=STYLES[int(rng.integers(len(STYLES)))]) if styled else scene
+
+
+def _draw_labelled(number: int, size: int) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
+    scene = lesson(number)
     return draw(scene, size), [labels(scene)]
 
 
 class LabelledStream(SceneStream):
-    """Scenes with masks: pictures are pairs as `draw` makes them, notes are the scene's `labels`."""
+    """Lessons with masks: pictures are pairs as `draw` makes them, notes are the scene's `labels`."""
 
     _draw = staticmethod(_draw_labelled)
     _shape = (2,)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from editbook.errors import EditbookError
-from editbook.metrics import mse, peak_inside, psnr
+from editbook.metrics import l1, mask_iou, mse, peak_inside, psnr
 
 RNG = np.random.default_rng(0)
 A = RNG.integers(0, 256, (8, 6, 3), dtype=np.uint8)
@@ -24,7 +24,9 @@ def test_error_is_symmetric_and_scaled_to_one():
     assert mse(black, white) == 1
     assert psnr(black, white) == 0
     assert mse(A, B) == mse(B, A)
-    assert psnr(A, A / 255 + 0.1) == pytest.approx(20)
+    grey = A / 255 * 0.8
+    assert psnr(grey, grey + 0.1) == pytest.approx(20)
+    assert l1(grey, grey + 0.1) == pytest.approx(0.1)
 
 
 def test_pictures_and_arrays_mean_the_same():
@@ -45,9 +47,27 @@ def test_weights_choose_pixels_and_parts_add_up():
 def test_bad_input_raises():
     with pytest.raises(EditbookError, match="different shapes"):
         mse(A, B[:4])
+    for wrong in (A / 255 + 0.5, A.astype(float), np.full((8, 6, 3), np.nan), A.astype(np.int64), np.zeros(3)):
+        with pytest.raises(EditbookError, match=r"^image "):
+            mse(wrong, B)
+        with pytest.raises(EditbookError, match=r"^reference "):
+            psnr(B, wrong)
     for weight in (np.zeros((8, 6)), np.ones((6, 8)), np.full((8, 6), -1.0), np.full((8, 6), np.nan)):
         with pytest.raises(EditbookError, match="weight"):
             psnr(A, B, weight)
+
+
+def test_overlap_of_masks():
+    mask = np.zeros((8, 8))
+    mask[:4] = 1
+    assert mask_iou(mask, mask) == 1
+    assert mask_iou(mask, 1 - mask) == 0
+    assert mask_iou(mask, np.ones((8, 8))) == mask_iou(np.ones((8, 8)), mask) == 0.5
+    assert mask_iou(0.4 * mask, mask, threshold=0.3) == 1
+    with pytest.raises(EditbookError, match="empty"):
+        mask_iou(np.zeros((8, 8)), 0.5 * mask)
+    with pytest.raises(EditbookError, match="different shapes"):
+        mask_iou(mask, mask[:4])
 
 
 def test_peaks_are_found_across_resolutions():

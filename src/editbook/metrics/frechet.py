@@ -1,0 +1,90 @@
+"""Frechet inception distance (Heusel et al. 2017; the survey's Eq. 10, corrected: see the errata page)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import EditbookError
+from .towers import ImageTower, Picture
+
+
+def frechet_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
+    r"""Squared Frechet distance of two normal distributions.
+
+    $\lVert\mu_a-\mu_b\rVert^2+\mathrm{Tr}(\Sigma_a+\Sigma_b-2(\Sigma_a\Sigma_b)^{1/2})$. The trace of the root is
+    the sum of the square roots of the eigenvalues of the symmetric $\Sigma_a^{1/2}\Sigma_b\Sigma_a^{1/2}$, which stay
+    real where a root of the product itself picks up imaginary rounding errors.
+
+    Args:
+        mean_a: (width,).
+        cov_a: (width, width), symmetric, with no negative eigenvalue beyond rounding.
+        mean_b: (width,).
+        cov_b: (width, width).
+
+    Raises:
+        EditbookError: The shapes do not belong together, or a value is not finite.
+    """
+    width = len(mean_a)
+    for name, value, shape in (
+        ("mean_a", mean_a, (width,)),
+        ("cov_a", cov_a, (width, width)),
+        ("mean_b", mean_b, (width,)),
+        ("cov_b", cov_b, (width, width)),
+    ):
+        if np.shape(value) != shape or not np.isfinite(value).all():
+            raise EditbookError(f"{name} must be finite and of shape {shape}, it is of shape {np.shape(value)}.")
+    values, vectors = np.linalg.eigh(cov_a)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
+    distance = ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
+    return max(float(distance), 0.0)
+
+
+@dataclass(frozen=True)
+class Fid:
+    """A Frechet distance between two sets of pictures.
+
+    Args:
+        value: The distance; 0 for equal sets.
+        counts: Pictures in either set.
+        features: Width of the features.
+        tower: What the features come from; distances of different towers cannot be compared.
+    """
+
+    value: float
+    counts: tuple[int, int]
+    features: int
+    tower: str
+
+    @property
+    def full_rank(self) -> bool:
+        """False where a set has no more pictures than features: then a covariance is singular and the value too high.
+
+        It may still rank methods, on sets of one size.
+        """
+        return min(self.counts) > self.features
+
+
+def fid(images: Sequence[Picture], reference: Sequence[Picture], tower: ImageTower) -> Fid:
+    """How far the pictures of one set are from those of another, as sets.
+
+    Args:
+        images: At least two pictures.
+        reference: At least two pictures; they need not belong to those of `images` one by one.
+        tower: Where features come from: `Inception` for published numbers, `pocket_clip()` in the pocket world.
+
+    Raises:
+        EditbookError: Fewer than two pictures in a set.
+    """
+    moments = []
+    for name, pictures in (("images", images), ("reference", reference)):
+        if len(pictures) < 2:
+            raise EditbookError(f"{name} must hold at least two pictures for FID, not {len(pictures)}.")
+        features = tower.images(pictures).double().cpu().numpy()
+        moments.append((features.mean(0), np.cov(features, rowvar=False)))
+    (mean_a, cov_a), (mean_b, cov_b) = moments
+    value = frechet_distance(mean_a, cov_a, mean_b, cov_b)
+    return Fid(value, (len(images), len(reference)), len(mean_a), tower.name)

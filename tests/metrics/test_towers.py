@@ -1,0 +1,170 @@
+"""Towers: what the real loaders read, what pictures become, and one line of advice where something is missing."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
+
+from editbook.errors import EditbookError
+from editbook.metrics import Clip, Dino, Inception, pocket_clip
+from editbook.metrics.towers import Pixels
+from editbook.pocket import sample
+
+PICTURES = [sample(seed).image() for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def tower():
+    return pocket_clip()
+
+
+@pytest.fixture(scope="module")
+def dino_folder(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("dino")
+    config = ViTConfig(
+        hidden_size=24, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
+    )
+    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory, tokenizer):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clip")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tokens = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 32,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    vision = {"image_size": 48, "patch_size": 16}
+    CLIPModel(
+        CLIPConfig(text_config={**sizes, **tokens}, vision_config={**sizes, **vision}, projection_dim=12)
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_pocket_towers_are_the_shipped_model_s(tower, pocket_model):
+    pixels = torch.from_numpy(np.stack([np.asarray(p) for p in PICTURES])).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        expected = pocket_model.clip.get_image_features(pixels)
+        expected = getattr(expected, "pooler_output", expected)
+    torch.testing.assert_close(tower.images(PICTURES), expected, atol=1e-5, rtol=1e-5)
+    assert tower.name == "pocket-CLIP"
+
+
+def test_texts_agree_with_their_pictures_more_than_with_others(tower):
+    scenes = [sample(seed) for seed in range(100, 116)]
+    images = functional.normalize(tower.images([scene.image() for scene in scenes]), dim=-1)
+    texts = functional.normalize(tower.texts([scene.caption() for scene in scenes]), dim=-1)
+    similarity = images @ texts.T
+    assert (similarity.diagonal() > similarity.mean(1)).float().mean() > 0.9
+
+
+def test_padding_does_not_change_a_text(tower):
+    one, many = tower.texts(["a cat"]), tower.texts(["a cat", "a photo of a red bus and a golden dog in a meadow"])
+    torch.testing.assert_close(one[0], many[0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_text_that_is_too_long_is_not_cut_silently(tower):
+    with pytest.raises(EditbookError, match="tokens"):
+        tower.texts(["cat " * 200])
+
+
+def test_batches_do_not_change_features(tower):
+    many = [sample(seed).image() for seed in range(70)]
+    torch.testing.assert_close(tower.images(many)[65:], tower.images(many[65:]), atol=1e-5, rtol=1e-4)
+
+
+def test_keys_are_those_of_the_last_block(tower):
+    """Computed again by hand from the hidden states that go into it."""
+    vision = tower.model.vision_model
+    with torch.no_grad():
+        hidden = vision(tower.pixels(PICTURES), output_hidden_states=True).hidden_states[-2]
+        block = vision.encoder.layers[-1]
+        expected = block.self_attn.k_proj(block.layer_norm1(hidden))
+    torch.testing.assert_close(tower.keys(PICTURES), expected)
+    assert tower.keys(PICTURES).shape == (3, 65, 128)
+
+
+def test_clip_is_read_from_a_folder(clip_folder):
+    clip = Clip.load(clip_folder)
+    assert clip.images(PICTURES).shape == (3, 12)
+    assert clip.texts(["a cat", "a dog"]).shape == (2, 12)
+    assert clip.keys(PICTURES).shape == (3, 10, 16)
+    assert str(clip_folder) in clip.name
+
+
+def test_clip_s_pictures_are_prepared_as_its_own_processor_does(clip_folder):
+    processor = pytest.importorskip("transformers").CLIPImageProcessor
+    try:
+        theirs = processor(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
+        expected = theirs(PICTURES, return_tensors="pt").pixel_values
+    except ImportError as error:
+        pytest.skip(f"this transformers prepares pictures with torchvision: {error}")
+    assert (Clip.load(clip_folder).pixels(PICTURES) - expected).abs().max() < 0.05  # a grey level of rounding
+
+
+def test_dino_is_read_from_a_folder(dino_folder):
+    dino = Dino.load(dino_folder)
+    assert dino.keys(PICTURES).shape == (3, 17, 24)
+    with torch.no_grad():
+        hidden = dino.model(dino.pixels(PICTURES), output_hidden_states=True).hidden_states[-2]
+        block = dino.model.layers[-1]
+        torch.testing.assert_close(dino.keys(PICTURES), block.attention.k_proj(block.layernorm_before(hidden)))
+    assert dino.images(PICTURES).shape == (3, 24)
+
+
+def test_pixels_are_cropped_to_the_middle_and_normalised():
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, 10:20] = 255
+    assert (Pixels(10)([wide]) == 1).all()
+    white = np.full((8, 8, 3), 255, np.uint8)
+    dino = Pixels(4, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    torch.testing.assert_close(dino([white])[0, :, 0, 0], torch.tensor([0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225]))
+    torch.testing.assert_close(dino([white], top=255.0)[0, 0, 0, 0], torch.tensor((255 - 0.485) / 0.229))
+    with pytest.raises(EditbookError, match="at least one"):
+        dino([])
+
+
+@pytest.mark.parametrize("load", [Clip.load, Dino.load])
+def test_what_cannot_be_loaded_is_said_in_one_line(load, tmp_path):
+    with pytest.raises(EditbookError, match="Could not load") as caught:
+        load(tmp_path / "nothing here")
+    assert "\n" not in str(caught.value)
+
+
+def test_inception_goes_through_torch_fidelity(monkeypatch, tmp_path):
+    """torch-fidelity needs torchvision, which has no CPU build everywhere: here a double takes its place."""
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(EditbookError, match=r"pip install editbook\[scores\]"):
+        Inception()
+
+    class Extractor(torch.nn.Module):
+        def __init__(self, name, features_list, feature_extractor_weights_path=None):
+            super().__init__()
+            if feature_extractor_weights_path and not (tmp_path / "weights").exists():
+                raise FileNotFoundError(f"No such file: {feature_extractor_weights_path}")
+            assert features_list == ["2048"]
+
+        def forward(self, x):
+            assert x.dtype == torch.uint8
+            assert x.shape[1:] == (3, 64, 64)
+            return (x.float().mean((2, 3)).repeat(1, 683)[:, :2048],)
+
+    monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace())
+    module = SimpleNamespace(FeatureExtractorInceptionV3=Extractor)
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", module)
+    assert Inception().images(PICTURES).shape == (3, 2048)
+    with pytest.raises(EditbookError, match="No such file"):
+        Inception(tmp_path / "weights")
