@@ -25,6 +25,7 @@ from ..metrics.towers import pocket_clip
 from ..metrics.truth import edit_success
 from ..model import Model
 from ..pocket import Scene, bench, sample_held_out
+from ..pocket.styles import COLOURLESS
 from ..sampling import Schedule, add_noise, follow
 from .reader import measure_reader
 
@@ -117,9 +118,9 @@ _READ_BARS = {
 def agreement(readings: Sequence[Reading], shown: Sequence[Scene]) -> dict[str, list[bool]]:
     """For each question, whether each reading gives the scene's answer.
 
-    Colour, material, accessory and pose are asked only of objects whose caption names one; everything about an object
-    counts as wrong where none was seen in its place. "word" is asked of scenes with one object, "both objects" of
-    scenes with two.
+    Colour, material, accessory and pose are asked only of objects whose caption names one (colour and material not in
+    a sketch, which shows neither); everything about an object counts as wrong where none was seen in its place.
+    "word" is asked of scenes with one object, "both objects" of scenes with two.
     """
     right: dict[str, list[bool]] = {name: [] for name in _READ_BARS}
     for reading, scene in zip(readings, shown, strict=True):
@@ -130,9 +131,10 @@ def agreement(readings: Sequence[Reading], shown: Sequence[Scene]) -> dict[str, 
             right["word" if len(scene.objects) == 1 else "both objects"].append(words)
         for slot, thing in enumerate(scene.objects):
             seen = reading.objects[slot] if slot < len(reading.objects) else None
+            shown_look = scene.style not in COLOURLESS
             asked = {
-                "colour": (thing.colour, "look"),
-                "material": (thing.material, "look"),
+                "colour": (thing.colour if shown_look else None, "look"),
+                "material": (thing.material if shown_look else None, "look"),
                 "accessory": (thing.accessory, "accessory"),
                 "pose": (None if thing.pose == "standing" else thing.pose, "pose"),
             }

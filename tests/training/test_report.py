@@ -1,0 +1,92 @@
+"""The report: what it asks, on readings that are known, and that every part runs on the shipped model."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from editbook.metrics import Reader
+from editbook.metrics.reader import OWN, ReaderNetwork, Reading, ReadObject
+from editbook.pocket import Scene, Thing, sample_held_out
+from editbook.pocket.distribution import is_held_out
+from editbook.training import report as module
+from editbook.training.report import Figure, agreement, report, samples, scenes
+
+
+def perfect(scene: Scene) -> Reading:
+    things = [
+        ReadObject(t.word, t.colour or t.material or OWN, t.pose, t.facing or "left", t.accessory, np.ones((64, 64)), 1)
+        for t in scene.objects
+    ]
+    return Reading(scene.background, scene.style, tuple(things))
+
+
+def test_a_perfect_reader_agrees_with_everything():
+    shown = [sample_held_out(seed) for seed in range(200)]
+    found = agreement([perfect(scene) for scene in shown], shown)
+    assert all(len(answers) > 3 and all(answers) for answers in found.values())
+    assert len(found["word"]) == sum(len(scene.objects) == 1 for scene in shown)
+    assert len(found["both objects"]) == sum(len(scene.objects) == 2 for scene in shown)
+
+
+def test_what_was_not_asked_for_is_not_counted_and_what_is_missing_is_wrong():
+    plain = Scene("room", (Thing("cat"),))
+    dressed = Scene("room", (Thing("cat", colour="red", accessory="crown", pose="jumping"),))
+    assert agreement([perfect(plain)], [plain])["colour"] == []
+    nothing = Reading("room", "photo", ())
+    found = agreement([nothing], [dressed])
+    assert found["background"] == [True]
+    assert found["word"] == found["colour"] == found["accessory"] == found["pose"] == [False]
+
+
+def test_a_sketch_is_not_asked_for_colours():
+    sketch = Scene("room", (Thing("cat", colour="red"),), "pencil sketch")
+    assert agreement([perfect(sketch)], [sketch])["colour"] == []
+
+
+def test_bars_count_in_their_own_direction():
+    assert Figure("a", 0.5).met is None
+    assert Figure("a", 0.5, 0.4).met
+    assert not Figure("a", 0.5, 0.4, at_most=True).met
+
+
+def test_its_scenes_are_held_out_and_of_the_kind_asked_for():
+    pairs = scenes(5, objects=2)
+    assert [len(scene.objects) for scene in pairs] == [2] * 5
+    assert all(is_held_out(scene) for scene in [*pairs, *scenes(10)])
+
+
+def test_pictures_do_not_depend_on_the_batch(pocket_model):
+    prompts = ["a red ball in a room", "a cat on a beach", "a blue bus in a city"]
+    one = samples(pocket_model, prompts, steps=4, batch=3)
+    other = samples(pocket_model, prompts, steps=4, batch=2)
+    for a, b in zip(one, other, strict=True):
+        assert np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 2
+
+
+def test_every_part_runs_and_is_written_as_it_goes(pocket_model, tmp_path, monkeypatch):
+    """With an untrained reader: what is tested is the report, not the weights."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(module, "load_reader", lambda: Reader(ReaderNetwork()))
+    monkeypatch.setattr(module, "samples", lambda model, prompts: samples(model, prompts, steps=2))
+    figures = report(pocket_model, tmp_path, count=2)
+    written = json.loads((tmp_path / "report.json").read_text())["figures"]
+    assert [entry["what"] for entry in written] == [figure.what for figure in figures]
+    assert all(np.isfinite(figure.value) for figure in figures)
+    assert written[0]["met"] == figures[0].met
+    assert {"autoencoder, PSNR in dB", "reader, mask_iou", "pocket-FID of samples"} <= {f.what for f in figures}
+
+
+def test_a_kill_loses_one_part_only(pocket_model, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "load_reader", lambda: Reader(ReaderNetwork()))
+    monkeypatch.setattr(module, "reading", stop)
+    with pytest.raises(KeyboardInterrupt):
+        report(pocket_model, tmp_path, count=1)
+    kept = [entry["what"] for entry in json.loads((tmp_path / "report.json").read_text())["figures"]]
+    assert "autoencoder, SSIM" in kept
