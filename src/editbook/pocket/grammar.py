@@ -117,7 +117,14 @@ def instruction(kind: str, word: str, value: str, phrasing: int = 0) -> str:
         word: The object concerned; "" for background and style.
         value: The new word, colour, pose, place, style, or the added object's noun phrase without its article.
         phrasing: 0, 1 or 2.
+
+    Raises:
+        EditbookError: If there is no such kind or phrasing.
     """
+    if kind not in _INSTRUCTIONS:
+        raise EditbookError(f"There is no edit type {kind!r}; the types are {', '.join(_INSTRUCTIONS)}.")
+    if phrasing not in range(len(_INSTRUCTIONS[kind])):
+        raise EditbookError(f"phrasing must be 0 to {len(_INSTRUCTIONS[kind]) - 1}, got {phrasing!r}.")
     return _INSTRUCTIONS[kind][phrasing].format(
         word=word,
         value="lying on its side" if value == "lying" else value,

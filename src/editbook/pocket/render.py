@@ -62,15 +62,19 @@ def _shadow(thing: Thing, size: int) -> np.ndarray:
     return (0.30 if lifted else 0.42) * np.exp(-1.2 * squared**2)
 
 
-def _layers(scene: Scene, size: int) -> tuple[list[np.ndarray], list[int]]:
+def _check(size: int) -> None:
     if not isinstance(size, int) or size < 16:
         raise EditbookError(f"A picture needs an integer size of at least 16 pixels, got {size!r}.")
+
+
+def _layers(scene: Scene, size: int) -> tuple[list[np.ndarray], list[int]]:
     order = sorted(range(len(scene.objects)), key=lambda index: scene.objects[index].y)  # back to front
     return [_placed(thing, size) for thing in scene.objects], order
 
 
 def picture(scene: Scene, size: int) -> np.ndarray:
     """The scene as uint8 (size, size, 3)."""
+    _check(size)
     image = backgrounds.draw(scene.background, np.random.default_rng([scene.seed, 1]), size)
     layers, order = _layers(scene, size)
     for thing in scene.objects:
@@ -85,6 +89,7 @@ def picture(scene: Scene, size: int) -> np.ndarray:
 
 def masks(scene: Scene, size: int) -> list[np.ndarray]:
     """The visible part of every object, float32 (size, size) in [0, 1], in the order of `scene.objects`."""
+    _check(size)
     layers, order = _layers(scene, size)
     visible = [np.zeros((size, size), np.float32) for _ in layers]
     uncovered = np.ones((size, size), np.float32)
