@@ -33,7 +33,7 @@ def test_every_dependency_is_pinned():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = project["dependencies"] + [name for extra in project["optional-dependencies"].values() for name in extra]
     for requirement in needed:
-        name = re.split(r"[\[<>=]", requirement)[0].lower()
+        name = re.split(r"[\[<>=]", requirement)[0].lower().replace("_", "-")
         assert name == "editbook" or name in pins, requirement
 
 
