@@ -82,8 +82,10 @@ def export(run: Path, destination: Path) -> Path:
 def _card(records: dict[str, dict[str, Any]], counts: dict[str, int]) -> str:
 
     def length(part: str) -> str:
-        record = records[part]
-        return f"{record['samples']:,} samples, {record['seconds'] / 60:.0f} min on {record.get('device', 'cpu')}"
+        runs = [records[part], *filter(None, [records[part].get("decoder")])]
+        return ", then its decoder for ".join(
+            f"{run['samples']:,} samples, {run['seconds'] / 60:.0f} min on {run.get('device', 'cpu')}" for run in runs
+        )
 
     recall = 100 * records["clip"]["held_out_retrieval_of_256"]
     rows = [
@@ -111,8 +113,9 @@ opens it.
 instructions and phrases of image quality; no photograph and no text from elsewhere. One combination of object, colour
 or material, and background in eight is never shown in training.
 
-**Recipe.** `editbook train vae`, `clip`, `unet`, then `export`: the code is `editbook/training/`. AdamW, bfloat16
-autocast, averaged weights. Autoencoder: squared, absolute and edge error, KL weight 1e-6. Towers: CLIP's contrastive
+**Recipe.** `editbook train vae`, `clip`, `unet`, `decoder`, then `export`: the code is `editbook/training/`. AdamW,
+bfloat16 autocast, averaged weights. Autoencoder: squared, absolute and edge error, KL weight 1e-6; its decoder is then
+tuned alone, on the latents that the denoiser knows. Towers: CLIP's contrastive
 loss; a fifth of the pictures is spoiled at five levels with a caption that says so; instructions are matched with the
 difference of the pictures before and after. Denoiser: noise prediction, scaled-linear betas 0.00085 to 0.012 over 1000
 steps, captions dropped 10 % of the time; the error is weighted so that, seen as an error of the clean latent, it counts
