@@ -140,6 +140,8 @@ def curves(
         axis.plot(x, values, marks, label=name, markersize=4)
     if logarithmic:
         axis.set(xscale="log", yscale="log")
+        axis.set_xticks(list(x), [f"{value:g}" for value in x])
+        axis.minorticks_off()
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.grid(alpha=0.3)
     if len(lines) > 1:

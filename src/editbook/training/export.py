@@ -123,8 +123,10 @@ SNR + 1, at most 5. `text_encoder` begins as CLIP's text tower and is tuned with
 
 **Use.** Teaching, and testing editing methods against an exact truth. It knows nothing outside the pocket world.
 
-**Limits.** Thin parts (whiskers, bicycle spokes) blur, turned poses and accessories often fail, of two objects one may
-take the other's attributes, and drawn styles are weaker than photos. Pages print what they measured.
+**Limits.** Thin parts (whiskers, bicycle spokes) blur. Look, pose and dress mix when they are asked for all at once, of
+two objects one may take the other's attributes, legs of turned animals multiply, and drawn styles are weaker than
+photos. Three objects, negations, sizes and words outside the world are not understood. What was measured is in
+`report.json` beside the model's folder and on the page "The pocket world and its model".
 
 **Licence.** Weights MIT. The sprites behind the training pictures are Microsoft's Fluent Emoji (MIT).
 """
