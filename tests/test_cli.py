@@ -157,3 +157,17 @@ def test_an_interrupt_ends_with_130_and_no_traceback(monkeypatch):
     result = invoke("book", "build")
     assert result.exit_code == 130
     assert "Traceback" not in result.output
+
+
+def test_report_prints_a_verdict_for_every_bar(pocket_model, monkeypatch, tmp_path):
+    from editbook.training import report as module
+
+    figures = [
+        module.Figure("share", 0.5, 0.4),
+        module.Figure("loss", 2.0, 1.0, at_most=True),
+        module.Figure("plain", 3),
+    ]
+    monkeypatch.setattr(module, "report", lambda model, destination, **options: figures)
+    lines = invoke("train", "report", "-o", tmp_path).stdout.splitlines()
+    assert [line.split(maxsplit=1)[0] for line in lines] == ["share", "loss", "plain"]
+    assert [("met" in line, "missed: 1" in line) for line in lines] == [(True, False), (False, True), (False, False)]

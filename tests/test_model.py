@@ -153,7 +153,7 @@ def test_verify_names_the_bad_file(tmp_path):
     (tmp_path / "SHA256SUMS").write_text(sums)
     verify(tmp_path)
     (tmp_path / "a").write_bytes(b"weighty")
-    with pytest.raises(EditbookError, match="corrupted"):
+    with pytest.raises(EditbookError, match="damaged"):
         verify(tmp_path)
     (tmp_path / "a").unlink()
     with pytest.raises(EditbookError, match="missing"):

@@ -243,7 +243,7 @@ def train(
         model = load(start or "pocket", device=device)
         figures = report(model, output or run_folder / "report", **({} if samples is None else {"count": samples}))
         for figure in figures:
-            verdict = {None: "", True: "  met", False: f"  missed: {figure.bar:g}"}[figure.met]
+            verdict = "" if figure.bar is None else f"  {'met' if figure.met else 'missed'}: {figure.bar:g}"
             click.echo(f"{figure.what:60} {figure.value:10.4g}{verdict}")
         return
     from .training.loop import Plan

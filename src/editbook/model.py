@@ -165,14 +165,16 @@ class Model:
 
 
 def verify(folder: Path) -> None:
-    """Compare every file of a shipped folder with its SHA256SUMS; raise `EditbookError` naming the first bad one."""
+    """Compare every file of an exported folder with its SHA256SUMS; raise `EditbookError` naming the first bad one."""
     for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
         expected, name = line.split(maxsplit=1)
         path = folder / name
         if not path.is_file():
-            raise EditbookError(f"The weight file {path} is missing. Reinstall editbook.")
+            raise EditbookError(f"The weight file {path} is missing. Reinstall editbook, or export the model again.")
         if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-            raise EditbookError(f"The weight file {path} is corrupted (its SHA-256 differs). Reinstall editbook.")
+            raise EditbookError(
+                f"The weight file {path} is damaged (another SHA-256). Reinstall editbook, or export the model again."
+            )
 
 
 def load(
@@ -193,7 +195,7 @@ def load(
         local_files_only: Use only what is already on this machine.
 
     Raises:
-        EditbookError: Unknown dtype or device, nothing found under that name, or a shipped file that is corrupted.
+        EditbookError: Unknown dtype or device, nothing found under that name, or a file differs from its SHA-256.
     """
     if dtype not in _DTYPES:
         raise unknown("dtype", dtype, _DTYPES)
@@ -202,9 +204,9 @@ def load(
     except (RuntimeError, AssertionError) as error:
         raise EditbookError(f"The device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
     folder = SHIPPED / name if name == "pocket" else Path(name)
-    if name == "pocket":
-        if not (folder / "SHA256SUMS").is_file():
-            raise EditbookError(f"The shipped weights are missing from {folder}. Reinstall editbook, or train them.")
+    if name == "pocket" and not (folder / "SHA256SUMS").is_file():
+        raise EditbookError(f"The shipped weights are missing from {folder}. Reinstall editbook, or train them.")
+    if (folder / "SHA256SUMS").is_file():
         verify(folder)
     # Imported here because they take seconds, and reading a name's error should not.
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel

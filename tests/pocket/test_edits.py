@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from editbook.errors import EditbookError
-from editbook.pocket import Change, Scene, Thing, sample_edit
+from editbook.pocket import Change, Scene, Thing
+from editbook.pocket.distribution import random_change, random_scene
 from editbook.pocket.edits import move_object, remove_object, replace_object, set_accessory
 
 CAT = Scene("meadow", (Thing("cat", x=0.3, size=0.4), Thing("apple", x=0.75, size=0.35)), seed=3)
@@ -56,7 +57,9 @@ def test_a_move_moves_the_mask_by_as_many_pixels():
 
 @pytest.mark.parametrize("seed", range(60))
 def test_outside_the_mask_the_truth_is_the_source(seed):
-    scene, change = sample_edit(seed)
+    rng = np.random.default_rng(seed)
+    scene = random_scene(rng)
+    change = random_change(rng, scene)
     size = (64, 48, 100)[seed % 3]
     mask = change.mask(scene, size)
     assert mask.dtype == np.float32

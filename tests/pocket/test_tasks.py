@@ -7,7 +7,8 @@ import pytest
 
 from editbook import pocket
 from editbook.errors import EditbookError
-from editbook.pocket import NAMED, changed_words, make_task, sample_edit
+from editbook.pocket import NAMED, changed_words, make_task
+from editbook.pocket.distribution import random_change, random_scene
 
 TASKS = {name: pocket.task(name) for name in NAMED}
 
@@ -24,7 +25,9 @@ def test_named_tasks_are_what_their_scenes_say(name):
 
 @pytest.mark.parametrize("seed", range(40))
 def test_brackets_hold_the_changed_words_and_come_off(seed):
-    task = make_task(*sample_edit(seed), size=32)
+    rng = np.random.default_rng(seed)
+    scene = random_scene(rng)
+    task = make_task(scene, random_change(rng, scene), size=32)
     plain = (task.source_prompt, task.target_prompt)
     for bracketed, prompt, changed in zip(task.bracketed, plain, task.changed_words, strict=True):
         assert bracketed.replace("[", "").replace("]", "") == prompt
