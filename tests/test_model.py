@@ -123,7 +123,8 @@ def test_load_reads_what_was_saved(random_model, tmp_path):
     z, text = random_model.random_latent(0), random_model.embed(SOURCE)
     assert torch.equal(loaded.embed(SOURCE), text)
     with torch.no_grad():
-        assert torch.equal(loaded.noise(z, 300, text), random_model.noise(z, 300, text))
+        # Not bit for bit: where a library's kernels align their loads, the order of a sum may differ.
+        torch.testing.assert_close(loaded.noise(z, 300, text), random_model.noise(z, 300, text), rtol=1e-5, atol=1e-5)
     assert torch.equal(loaded.scheduler.alphas_cumprod, random_model.scheduler.alphas_cumprod)
     assert loaded.clip is None
     assert editbook.load(tmp_path, dtype="float64").encode(Image.new("RGB", (64, 64))).dtype == torch.float64

@@ -207,7 +207,7 @@ def notebooks_check(paths: tuple[Path, ...]) -> None:
 @click.option(
     "--start",
     type=click.Path(path_type=Path),
-    help="Go on from this exported model (unet); for report: the model to measure.",
+    help="Go on from this exported model (unet) or reader; for report: the model to measure.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="For export and report: the folder to write.")
 @_say_errors

@@ -10,7 +10,9 @@ import pytest
 import editbook
 from editbook.errors import EditbookError
 from editbook.model import SHIPPED
+from editbook.training import reader
 from editbook.training.export import export
+from editbook.training.loop import Plan
 from editbook.training.recipes import run_recipe
 from editbook.training.start import PARTS, adopt
 
@@ -73,8 +75,20 @@ def test_adopt_keeps_what_the_run_has(tmp_path):
     assert json.loads((tmp_path / "clip" / "record.json").read_text())["samples"] > 0
 
 
+def test_a_reader_goes_on_from_the_shipped_one(tmp_path, monkeypatch):
+    adopt(SHIPPED / "reader", tmp_path)
+    monkeypatch.setattr(reader, "LabelledStream", lambda seed, *_, **__: None)
+    monkeypatch.setattr(reader, "train", lambda *_: {"samples": 64, "seconds": 1.0})
+    monkeypatch.setattr(reader, "measure_reader", lambda _: {})
+    before = json.loads((SHIPPED / "reader" / "record.json").read_text())
+    record = reader.train_reader(Plan(tmp_path, samples=64))
+    assert record["samples"] == before["samples"] + 64
+    kept = (tmp_path / "reader" / "model.safetensors").read_bytes()
+    assert kept == (SHIPPED / "reader" / "model.safetensors").read_bytes()
+
+
 def test_adopt_and_recipes_refuse_what_they_do_not_know(tmp_path):
-    with pytest.raises(EditbookError, match="not an exported model"):
+    with pytest.raises(EditbookError, match="neither an exported model nor a reader"):
         adopt(tmp_path, tmp_path / "run")
     with pytest.raises(EditbookError, match="vae"):
         run_recipe("vea", None)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from ..metrics.reader import HEADS, NONE, OWN, SCENE_HEADS, SLOTS, ReaderNetwork
+from ..metrics.reader import HEADS, NONE, OWN, SCENE_HEADS, SLOTS, ReaderNetwork, load_reader
 from ..pocket import STYLES, Scene, sample, sample_held_out
 from ..pocket.sprites import sprite
 from ..pocket.styles import COLOURLESS
@@ -133,8 +133,13 @@ def measure_reader(network: ReaderNetwork, count: int = 1024) -> dict[str, float
 def train_reader(plan: Plan, *, batch_size: int = 64) -> dict[str, Any]:
     """Train the reader; saves `run/reader`. A third of the pictures is blurred and noisy, as a model's may be."""
     torch.manual_seed(7)
-    network = ReaderNetwork()
-    stream = LabelledStream(8, batch_size, reuse=4, pool=4096, workers=plan.workers)
+    network, before = ReaderNetwork(), {"samples": 0, "seconds": 0.0}
+    start = plan.run / "reader_start"
+    if start.is_dir():  # a former reader to go on from, see `start.adopt`
+        network, before = load_reader(start).network, json.loads((start / "record.json").read_text())
+        network.train().requires_grad_(True)
+    # Other scenes than those that the former run saw.
+    stream = LabelledStream(8 + int(before["samples"]), batch_size, reuse=4, pool=4096, workers=plan.workers)
 
     def objective(x: torch.Tensor, masks: torch.Tensor, right: dict[str, torch.Tensor]) -> torch.Tensor:
         # Half of the batch is read under the exact masks, half under the network's own, which it will have to use.
@@ -156,6 +161,7 @@ def train_reader(plan: Plan, *, batch_size: int = 64) -> dict[str, Any]:
 
     record = train(Recipe("reader", {"reader": network}, stream, loss), plan)
     network.to("cpu")
+    record |= {name: round(record[name] + before[name], 1) for name in ("samples", "seconds")}
     record["held_out"] = measure_reader(network)
     save_reader(network, record, plan.run / "reader")
     return record

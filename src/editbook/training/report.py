@@ -71,8 +71,8 @@ def scenes(count: int, objects: int | None = None) -> list[Scene]:
 
 
 def batches(items: Sequence[Any], size: int, label: str) -> Iterator[list[Any]]:
-    """Slices of at most `size`, under a progress bar."""
-    for first in tqdm(range(0, len(items), size), desc=label, leave=False):
+    """Slices of at most `size`, under a progress bar where there is a screen."""
+    for first in tqdm(range(0, len(items), size), desc=label, leave=False, disable=None):
         yield list(items[first : first + size])
 
 

@@ -12,17 +12,24 @@ PARTS = ("vae", "clip", "text_encoder", "tokenizer", "scheduler")
 
 
 def adopt(model: Path, run: Path) -> None:
-    """Make an exported model the start of a run: `train_unet` then goes on from its U-Net, with its other parts.
+    """Make a finished model the start of a run.
+
+    After an exported model `train_unet` goes on from its U-Net, with its other parts; after a reader `train_reader`
+    goes on from that.
 
     Args:
-        model: A folder that `export` wrote.
+        model: A folder that `export` or `train_reader` wrote.
         run: The run's folder; parts that it has already are kept.
 
     Raises:
-        EditbookError: The folder was not written by `export`.
+        EditbookError: The folder was written by neither.
     """
+    if (model / "record.json").is_file() and (model / "model.safetensors").is_file():
+        if not (run / "reader_start").exists():
+            shutil.copytree(model, run / "reader_start")
+        return
     if not (model / "training.json").is_file():
-        raise EditbookError(f"{model} is not an exported model (it has no training.json).")
+        raise EditbookError(f"{model} is neither an exported model nor a reader (it has no training.json).")
     records = json.loads((model / "training.json").read_text())
     for part in PARTS:
         if not (run / part).exists():
