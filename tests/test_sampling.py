@@ -189,7 +189,7 @@ def test_callbacks_see_what_the_blend_made_and_the_trajectory_holds_it(random_mo
     )
     assert (end == 2).all()
     assert [float(z.mean()) for z in walked.latents[1:]] == [0.0, 1.0, 2.0]
-    assert walked.latents[0] is z_T
+    assert torch.equal(walked.latents[0], z_T)
     assert walked.moves == path
     assert seen == [(i, move.t, 3) for i, move in enumerate(path)]
 

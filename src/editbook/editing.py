@@ -26,7 +26,7 @@ def edit(
     image: Image.Image | np.ndarray | str | Path | None,
     method: str | Method = "prompt-to-prompt",
     *,
-    source: str,
+    source: str = "",
     target: str,
     seed: int = 0,
     mask: Any = None,
@@ -41,7 +41,7 @@ def edit(
         image: The picture, an array (uint8 or [0, 1]), or a file; None generates the source from seed and prompt, where
             the method can.
         method: An id of `editbook.methods`, or a configured method.
-        source: Prompt that describes the picture as it is.
+        source: Prompt that describes the picture as it is; methods whose card asks for one raise without it.
         target: Prompt that describes it after the edit.
         seed: Of all random draws, 0 to 2**63 - 1.
         mask: Where the edit may act: array (height, width) in [0, 1], or a greyscale picture; any size.
@@ -65,6 +65,8 @@ def edit(
     for name, prompt in (("source", source), ("target", target)):
         if not isinstance(prompt, str):
             raise EditbookError(f"The {name} prompt must be a string, got {prompt!r}.")
+    if "source prompt" in editor.card.inputs and not source.strip():
+        raise EditbookError(f"{editor.card.id} needs a source prompt that describes the picture: give source='...'.")
     picture = None if image is None else fit(as_image(image), model.image_size)
     area = None if mask is None else latent_mask(mask, model.random_latent(seed))
     bar = _ProgressBar() if progress else None

@@ -144,8 +144,14 @@ class Model:
             embeddings: Text embeddings (n, tokens, width), one for each latent.
 
         Raises:
-            EditbookError: The estimate is not finite (a diverged latent, or float16 that overflowed).
+            EditbookError: These are not latents of this model, or the estimate is not finite (a diverged latent, or
+                float16 that overflowed).
         """
+        if z_t.ndim != 4 or z_t.shape[1] != self.unet.config.in_channels:
+            raise EditbookError(
+                f"Latents of this model have the shape (n, {self.unet.config.in_channels}, height, width), got "
+                f"{tuple(z_t.shape)}."
+            )
         self.nfe += len(z_t)
         out = self.unet(z_t, t, encoder_hidden_states=embeddings).sample
         if self.scheduler.config.prediction_type == "v_prediction":

@@ -22,11 +22,31 @@ from .model import Model
 
 @dataclass(frozen=True)
 class Move:
-    """One step of a path: the U-Net is told `t`, the latent moves from level `alpha_from` to `alpha_to`."""
+    """One step of a path: the U-Net is told `t`, the latent moves from level `alpha_from` to `alpha_to`.
+
+    Args:
+        t: Training timestep, 0 to 999.
+        alpha_from: Cumulative alpha of the level that the step leaves.
+        alpha_to: Cumulative alpha of the level where it arrives.
+        sigma: Standard deviation of the noise that the step adds; 0 is DDIM.
+        noise: That noise, (1, channels, height, width), the same for every row of the batch; None where sigma is 0.
+    """
 
     t: int
     alpha_from: float
     alpha_to: float
+    sigma: float = 0.0
+    noise: torch.Tensor | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """The two noise levels, without what happens between them."""
+        return self.alpha_from, self.alpha_to
+
+    def __call__(self, z: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        """Make the step: the latents where it arrives."""
+        z_next = ddim_step(z, eps, self.alpha_from, self.alpha_to, self.sigma)
+        return z_next if self.noise is None else z_next + self.sigma * self.noise
 
 
 class Schedule:
@@ -75,13 +95,24 @@ class Schedule:
         return [Move(told(t), self.alpha(t - self._gap), self.alpha(t)) for t in reversed(self.timesteps)]
 
 
-def ddim_step(z: torch.Tensor, eps: torch.Tensor, alpha_from: float, alpha_to: float) -> torch.Tensor:
-    """Move a latent between noise levels along the deterministic DDIM path (Song et al. 2021, Eq. 12 with sigma 0).
+def ddim_step(
+    z: torch.Tensor, eps: torch.Tensor, alpha_from: float, alpha_to: float, sigma: float = 0.0
+) -> torch.Tensor:
+    """Move a latent between noise levels along the DDIM path (Song et al. 2021, Eq. 12, without its random part).
 
     Downwards (`alpha_to` > `alpha_from`) this samples: the survey's Eq. 7. Upwards it inverts: its Eq. 8. With the
-    same `eps`, the step with both levels exchanged is the exact inverse.
+    same `eps` and `sigma` 0, the step with both levels exchanged is the exact inverse. With `sigma` above 0 it is the
+    mean of a stochastic step, to which sigma times a standard normal is added.
     """
-    return alpha_to**0.5 * clean_estimate(z, eps, alpha_from) + (1 - alpha_to) ** 0.5 * eps
+    return alpha_to**0.5 * clean_estimate(z, eps, alpha_from) + (1 - alpha_to - sigma**2) ** 0.5 * eps
+
+
+def ancestral_sigma(alpha_from: float, alpha_to: float) -> float:
+    """The sigma with which a step samples like DDPM (Song et al. 2021, Eq. 16 with eta 1; the survey's Eq. 3).
+
+    The first-order SDE-DPM-Solver++ adds exactly the same noise (Lu et al. 2022): its sigma sqrt(1 - exp(-2h)) is this.
+    """
+    return ((1 - alpha_to) / (1 - alpha_from) * (1 - alpha_from / alpha_to)) ** 0.5
 
 
 def clean_estimate(z_t: torch.Tensor, eps: torch.Tensor, alpha_t: float) -> torch.Tensor:
@@ -118,6 +149,8 @@ class Step:
 
 Callback = Callable[[Step], None]
 Blend = Callable[[Step], torch.Tensor]
+Direction = Callable[[torch.Tensor, int, int], torch.Tensor]
+"""From eps(C) - eps(null) of the guided rows, the timestep t and the step i to the direction to go in instead."""
 
 
 class Guidance(Protocol):
@@ -145,10 +178,12 @@ class ClassifierFreeGuidance:
     """eps = eps(null) + w (eps(C) - eps(null)) (Ho & Salimans 2022).
 
     Args:
-        condition: Text embeddings C, (n, tokens, width), a row for each latent.
+        condition: Text embeddings C, (n, tokens, width), a row for each latent; or with a leading axis of steps,
+            (steps, n, tokens, width), for methods that change the prompt on the way.
         null: Embeddings of the empty or negative prompt: (1 or n, tokens, width), or with a leading axis of steps,
             (steps, 1 or n, tokens, width), for methods that tune it at each step. May be None if every scale is 1.
         scale: w, a number or one for each row. Rows with w = 1 cost no unconditional evaluation.
+        direction: Reshapes eps(C) - eps(null) of the rows whose w is not 1, before it is multiplied by w.
 
     The U-Net's batch is [null rows that are needed..., all n conditional rows]: attention controls see the last n.
     """
@@ -156,9 +191,10 @@ class ClassifierFreeGuidance:
     condition: torch.Tensor
     null: torch.Tensor | None = None
     scale: float | Sequence[float] = 1.0
+    direction: Direction | None = None
 
     def __post_init__(self) -> None:
-        n = len(self.condition)
+        n = self.condition.shape[-3]
         scales = [float(self.scale)] * n if isinstance(self.scale, (int, float)) else [float(w) for w in self.scale]
         if not all(math.isfinite(w) for w in scales):
             raise EditbookError(f"A guidance scale must be a finite number, got {self.scale!r}.")
@@ -171,15 +207,19 @@ class ClassifierFreeGuidance:
 
     def __call__(self, model: Model, z_t: torch.Tensor, t: int, i: int) -> torch.Tensor:
         """The guided noise estimate at step i, shaped like z_t."""
+        condition = self.condition[i] if self.condition.ndim == 4 else self.condition
         if not self._guided:
-            return model.noise(z_t, t, self.condition)
+            return model.noise(z_t, t, condition)
         assert self.null is not None
         null = self.null[i] if self.null.ndim == 4 else self.null
         null = null.expand(len(z_t), -1, -1)[self._guided]
-        eps = model.noise(torch.cat([z_t[self._guided], z_t]), t, torch.cat([null, self.condition]))
-        eps_null, eps_condition = eps[: len(self._guided)], eps[len(self._guided) :].clone()
-        eps_condition[self._guided] = eps_null + self._scales * (eps_condition[self._guided] - eps_null)
-        return eps_condition
+        eps = model.noise(torch.cat([z_t[self._guided], z_t]), t, torch.cat([null, condition]))
+        eps_null, guided = eps[: len(self._guided)], eps[len(self._guided) :].clone()
+        direction = guided[self._guided] - eps_null
+        if self.direction is not None:
+            direction = self.direction(direction, t, i)
+        guided[self._guided] = eps_null + self._scales * direction
+        return guided
 
 
 def follow(
@@ -200,7 +240,7 @@ def follow(
         path: Moves, e.g. `Schedule.sampling()` or `Schedule.inversion()`.
         guidance: Gives the noise estimate; the seam for guidance.
         attention: Reads or changes attention while the U-Net runs; the seam for attention.
-        blend: Gets the `Step`, returns the latent to go on with; the seam for masks.
+        blend: Gets the `Step`, returns the latent to go on with; the seam for masks and for corrections.
         callbacks: Get the finished `Step`: progress, recording, plots.
 
     Returns:
@@ -218,7 +258,7 @@ def follow(
             if attention:
                 attention.begin_step(i, len(path))
             eps = guidance(model, z, move.t, i)
-            step = Step(i, len(path), move, z, eps, ddim_step(z, eps, move.alpha_from, move.alpha_to))
+            step = Step(i, len(path), move, z, eps, move(z, eps))
             if blend is not None:
                 step.z_next = blend(step)
             for callback in callbacks:
@@ -232,16 +272,20 @@ class Trajectory:
     """A recorded walk: pass it to `follow` as a callback. Everything stands in the order in which it was walked.
 
     `latents` has one entry more than `noises` and `moves`: the first is where the walk began.
+
+    Args:
+        rows: How many rows of the batch to keep, from the first; all by default.
     """
 
     latents: list[torch.Tensor] = field(default_factory=list)
     noises: list[torch.Tensor] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
+    rows: int | None = None
 
     def __call__(self, step: Step) -> None:
         """Record one step."""
         if not self.latents:
-            self.latents.append(step.z_t)
-        self.latents.append(step.z_next)
-        self.noises.append(step.eps)
+            self.latents.append(step.z_t[: self.rows])
+        self.latents.append(step.z_next[: self.rows])
+        self.noises.append(step.eps[: self.rows])
         self.moves.append(step.move)

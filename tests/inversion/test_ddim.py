@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from editbook.errors import EditbookError
-from editbook.inversion import INVERSIONS, ddim_inversion
+from editbook.inversion import DDIM, INVERSIONS, ddim_inversion
 from editbook.sampling import ClassifierFreeGuidance, Schedule, Trajectory, ddim_step, follow
 
 PROMPT = "a photo of a cat on the beach"
@@ -149,7 +149,7 @@ def test_callbacks_see_the_way_up(random_model, picture):
 
 
 def test_the_registry_names_it():
-    assert INVERSIONS["ddim-inversion"] is ddim_inversion
+    assert INVERSIONS["ddim-inversion"] is DDIM
 
 
 def test_a_real_picture_survives_without_guidance_and_drifts_with_it(pocket_model):

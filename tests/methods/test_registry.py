@@ -52,7 +52,7 @@ def test_cards_are_complete_and_stand_where_the_file_is(name):
 @pytest.mark.parametrize("name", IDS)
 def test_every_option_is_documented_and_has_a_default(name):
     method = editbook.methods[name]
-    text = f"{inspect.getdoc(Method)}\n{inspect.getdoc(method)}"
+    text = "\n".join(inspect.getdoc(kind) or "" for kind in method.__mro__ if issubclass(kind, Method))
     for option in method.options():
         assert f"{option}:" in text, f"{option} of {name} has no line under Args"
     assert dataclasses.asdict(method()) == method.options()

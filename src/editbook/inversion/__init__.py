@@ -1,8 +1,6 @@
 """Inversions: what turns a picture into a trajectory of latents from which the sampler can come back."""
 
-from .ddim import Gap, Inversion, ddim_inversion
+from .base import INVERSIONS, Gap, Inversion, Inverter, make_inverter
+from .ddim import DDIM, ddim_inversion
 
-INVERSIONS = {"ddim-inversion": ddim_inversion}
-"""Inversions by the name that `editbook.edit(..., inversion=...)` takes."""
-
-__all__ = ["INVERSIONS", "Gap", "Inversion", "ddim_inversion"]
+__all__ = ["DDIM", "INVERSIONS", "Gap", "Inversion", "Inverter", "ddim_inversion", "make_inverter"]

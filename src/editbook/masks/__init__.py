@@ -1,6 +1,6 @@
 """Masks: where they come from, and how latents are blended with them."""
 
-from .blend import KeepSource, latent_mask, mask_array, paste_source_row
+from .blend import KeepSource, PasteSourceRow, latent_mask, mask_array, paste_source_row
 from .local_blend import LocalBlend
 
-__all__ = ["KeepSource", "LocalBlend", "latent_mask", "mask_array", "paste_source_row"]
+__all__ = ["KeepSource", "LocalBlend", "PasteSourceRow", "latent_mask", "mask_array", "paste_source_row"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,19 +58,37 @@ def paste_source_row(step: Step, mask: torch.Tensor) -> torch.Tensor:
     return source + mask * (step.z_next - source)
 
 
+class PasteSourceRow:
+    """`paste_source_row` with one mask for the whole walk, as a blend.
+
+    Args:
+        mask: (1, 1, h, w), 1 where the edit may act.
+    """
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        self.mask = mask
+
+    def __call__(self, step: Step) -> torch.Tensor:
+        """Outside the mask, every row becomes the source."""
+        return paste_source_row(step, self.mask)
+
+
 class KeepSource:
     """A blend that keeps the source outside a mask by pasting a known path of it at every step.
 
     Args:
         path: The source's latent after each step of the sampling path, (1, channels, h, w) each; the last one is z_0.
-        mask: (1, 1, h, w), 1 where the edit may act.
+        mask: 1 where the edit may act, 0 where the path is pasted: (1, 1, h, w), or a number for the whole latent.
+        rows: The rows of the batch to paste into; all by default.
     """
 
-    def __init__(self, path: list[torch.Tensor], mask: torch.Tensor) -> None:
-        self.path, self.mask = path, mask
+    def __init__(self, path: Sequence[torch.Tensor], mask: torch.Tensor | float, rows: slice = slice(None)) -> None:
+        self.path, self.mask, self.rows = path, mask, rows
 
     def __call__(self, step: Step) -> torch.Tensor:
         """Inside the mask the sampled latent, outside the source's latent of the same level."""
         if step.total != len(self.path):
             raise EditbookError(f"The source path has {len(self.path)} latents for {step.total} steps.")
-        return torch.lerp(self.path[step.i].expand_as(step.z_next), step.z_next, self.mask)
+        z = step.z_next.clone()
+        z[self.rows] = torch.lerp(self.path[step.i].expand_as(z[self.rows]), z[self.rows], self.mask)
+        return z

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 
 from ..errors import EditbookError, unknown
-from ..inversion import INVERSIONS, Inversion
+from ..inversion import INVERSIONS, Inversion, make_inverter
+from ..inversion.base import inversion_name
 from ..model import Model
 from ..result import Edit
-from ..sampling import Callback, ClassifierFreeGuidance, Schedule, Trajectory, follow
+from ..sampling import Attention, Blend, Callback, ClassifierFreeGuidance, Schedule, Step, Trajectory, follow
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,13 @@ class Method:
     steps: int = 50
     guidance_scale: float = 7.5
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
+            raise EditbookError(
+                f"guidance_scale must be a finite number of at least 0, got {self.guidance_scale!r}; "
+                "1 is no guidance, 7.5 is usual."
+            )
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "card" in cls.__dict__:
@@ -104,14 +113,50 @@ class Method:
         return cls(**options)
 
 
-def invert(model: Model, request: Request, name: str, schedule: Schedule) -> Inversion:
-    """The request's picture inverted under its source prompt by the inversion of that name."""
-    if name not in INVERSIONS:
-        raise unknown("inversion", name, INVERSIONS)
-    if request.image is None:
-        raise EditbookError("An inversion needs a picture.")
-    z_0 = model.encode(request.image)
-    return INVERSIONS[name](model, z_0, request.source, schedule, callbacks=request.callbacks)
+@dataclass
+class InvertingMethod(Method):
+    """A method that begins by inverting the picture, by any inversion of the library.
+
+    Args:
+        inversion: Which inversion makes the trajectory: a name of `editbook.inversion.INVERSIONS`.
+        inversion_options: Its own options. `editbook.edit` also takes them among the method's:
+            `edit(..., inversion="null-text-inversion", inner_steps=5)`.
+    """
+
+    inversion: str = "ddim-inversion"
+    inversion_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.inversion = inversion_name(self.inversion)
+        make_inverter(self.inversion, self.inversion_options)  # an unknown option is better known now
+
+    @classmethod
+    def configured(cls, **options: Any) -> Method:
+        """As `Method.configured`; options of the inversion may stand among the method's."""
+        name = inversion_name(options.get("inversion", cls.options()["inversion"]))
+        theirs = {key: options.pop(key) for key in list(options) if key in INVERSIONS[name].options()}
+        if theirs:
+            options["inversion_options"] = {**options.get("inversion_options", {}), **theirs}
+        for option in options:
+            if option not in cls.options():
+                raise unknown(f"option of {cls.card.id}", option, {**cls.options(), **INVERSIONS[name].options()})
+        return cls(**options)
+
+    def invert(self, model: Model, request: Request, schedule: Schedule) -> Inversion:
+        """The request's picture, inverted under its source prompt."""
+        if request.image is None:
+            raise EditbookError("An inversion needs a picture.")
+        inverter = make_inverter(self.inversion, self.inversion_options)
+        return inverter(
+            model,
+            model.encode(request.image),
+            request.source,
+            schedule,
+            guidance_scale=self.guidance_scale,
+            seed=request.seed,
+            callbacks=request.callbacks,
+        )
 
 
 def guided(model: Model, prompts: Iterable[str], scale: float | list[float]) -> ClassifierFreeGuidance:
@@ -119,10 +164,62 @@ def guided(model: Model, prompts: Iterable[str], scale: float | list[float]) -> 
     return ClassifierFreeGuidance(model.embed(list(prompts)), model.embed(""), scale)
 
 
-def reconstruct(
-    model: Model, inversion: Inversion, scale: float = 1.0, callbacks: Iterable[Callback] = ()
+def sample_back(
+    model: Model,
+    inversion: Inversion,
+    prompts: Sequence[str],
+    scale: float,
+    *,
+    source_scale: float | None = None,
+    attention: Attention | None = None,
+    blends: Iterable[Blend] = (),
+    callbacks: Iterable[Callback] = (),
 ) -> torch.Tensor:
-    """Sample back from z_T under the inversion's own prompt, and record the walk in `inversion.sampled` for Eq. 9."""
-    inversion.sampled = Trajectory()
-    guidance = guided(model, [inversion.prompt] * len(inversion.z_T), scale)
-    return follow(model, inversion.z_T, inversion.moves, guidance, callbacks=[inversion.sampled, *callbacks])
+    """Sample back from z_T with one row for each prompt, row 0 repeating the source, as the inversion prescribes.
+
+    The source row's walk is kept in `inversion.sampled`, for Eq. 9.
+
+    Args:
+        model: The model.
+        inversion: Where to start, and how to come back.
+        prompts: The source's, then the edits'.
+        scale: w of the edits.
+        source_scale: w of the source row; None is what the inversion needs.
+        attention: A control of all rows.
+        blends: Applied in order after each step, when the inversion has corrected its source row.
+        callbacks: Get each `Step`.
+
+    Returns:
+        z_0 of every row, (len(prompts), channels, height, width).
+    """
+    inversion.sampled = Trajectory(rows=1)
+    parts = [*([inversion.blend] if inversion.blend else []), *blends]
+
+    def blend(step: Step) -> torch.Tensor:
+        for part in parts:
+            step.z_next = part(step)
+        return step.z_next
+
+    return follow(
+        model,
+        inversion.z_T.repeat(len(prompts), 1, 1, 1),
+        inversion.moves,
+        inversion.guidance(model, prompts, scale, source_scale),
+        attention=attention,
+        blend=blend if parts else None,
+        callbacks=[inversion.sampled, *callbacks],
+    )
+
+
+def reconstruct(
+    model: Model, inversion: Inversion, scale: float | None = None, callbacks: Iterable[Callback] = ()
+) -> torch.Tensor:
+    """Sample back from z_T under the inversion's own prompt, and record the walk in `inversion.sampled` for Eq. 9.
+
+    Args:
+        model: The model.
+        inversion: One picture's.
+        scale: w; None is what the inversion needs to repeat the source (1 where that is the edit's own).
+        callbacks: Get each `Step`.
+    """
+    return sample_back(model, inversion, [inversion.prompt], 1.0, source_scale=scale, callbacks=callbacks)

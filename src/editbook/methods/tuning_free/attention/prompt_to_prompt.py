@@ -10,11 +10,12 @@ import torch
 
 from ....attention import Capture, Chain, Control, Site, refine_mapper, swap_mapper, tokens_of
 from ....errors import EditbookError, unknown
-from ....masks import LocalBlend, mask_array, paste_source_row
+from ....inversion import Inversion
+from ....masks import LocalBlend, PasteSourceRow, mask_array
 from ....model import Model
 from ....result import Edit
-from ....sampling import Schedule, Trajectory, follow
-from ...base import Card, Method, Request, guided, invert
+from ....sampling import Blend, Schedule
+from ...base import Card, InvertingMethod, Request, sample_back
 
 
 class PromptToPromptControl(Control):
@@ -68,7 +69,7 @@ class PromptToPromptControl(Control):
 
 
 @dataclass
-class PromptToPrompt(Method):
+class PromptToPrompt(InvertingMethod):
     """Hertz, Mokady, Tenenbaum, Aberman, Pritch and Cohen-Or 2023.
 
     Where a word acts is written in the cross-attention map; what it paints is in the values. Source and target are
@@ -86,9 +87,10 @@ class PromptToPrompt(Method):
         blend: LocalBlend: a word whose region may change (the same in both prompts), or a pair (source word, target
             word). None changes the whole picture.
         blend_threshold: See `LocalBlend`.
-        inversion: What inverts a real picture; a generated source (`image=None`) needs none.
-        source_guidance_scale: w of the source row. None is 1 for an inverted picture, so that the source stays itself
-            without null-text optimisation, and `guidance_scale` for a generated one, as in the paper.
+        source_guidance_scale: w of the source row. None is what the inversion needs to repeat the picture (1 for DDIM
+            inversion), and `guidance_scale` for a generated one, as in the paper.
+
+    A generated source (`image=None`) needs no inversion.
     """
 
     card: ClassVar[Card] = Card(
@@ -110,10 +112,10 @@ class PromptToPrompt(Method):
     word_replace: Mapping[str, float] = field(default_factory=dict)
     blend: str | tuple[str, str] | None = None
     blend_threshold: float = 0.3
-    inversion: str = "ddim-inversion"
     source_guidance_scale: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.edit not in ("auto", "swap", "refine"):
             raise unknown("edit of prompt-to-prompt", self.edit, ("auto", "swap", "refine"))
         fractions = {"cross_replace": self.cross_replace, "self_replace": self.self_replace, **self.word_replace}
@@ -146,44 +148,37 @@ class PromptToPrompt(Method):
         """Sample source and target together, from the inverted picture or from the seed."""
         prompts = [request.source, request.target]
         schedule = Schedule(model.scheduler, self.steps)
-        source_scale = self.source_guidance_scale
-        if source_scale is None:
-            source_scale = self.guidance_scale if request.image is None else 1.0
-        # Before the inversion: prompts that cannot be used should cost no walk.
-        guidance = guided(model, prompts, [source_scale, self.guidance_scale])
+        model.embed(prompts)  # before the inversion: prompts that cannot be used should cost no walk
         side = model.latent_shape[1]
         levels = [side // 2**depth for depth in range(len(model.unet.config.block_out_channels))]
         controls: list[Control] = [self.control(model.tokenizer, request.source, request.target, side)]
+        blends: list[Blend] = []
         local = None
         if self.blend is not None:
             words = (self.blend, self.blend) if isinstance(self.blend, str) else tuple(self.blend)
             coarse = next((r for r in levels[1:] if r <= 16), levels[-1])
             local = LocalBlend(model.tokenizer, prompts, words, [coarse], threshold=self.blend_threshold)
             controls.append(local)
+            blends.append(local)
+        if request.mask is not None:
+            blends.append(PasteSourceRow(request.mask))
         capture = Capture(resolutions=[r for r in levels if r <= 32][:2] or levels[-1:])
 
-        inversion = None if request.image is None else invert(model, request, self.inversion, schedule)
-        z_T = model.random_latent(request.seed) if inversion is None else inversion.z_T
-
-        def blend(step: Any) -> torch.Tensor:
-            if local is not None:
-                step.z_next = local(step)
-            return step.z_next if request.mask is None else paste_source_row(step, request.mask)
-
-        walked = Trajectory()
-        z_0 = follow(
+        if request.image is None:
+            z_T = model.random_latent(request.seed)
+            inversion = Inversion([z_T], [], schedule.sampling(), request.source, source_scale=None)
+        else:
+            inversion = self.invert(model, request, schedule)
+        z_0 = sample_back(
             model,
-            z_T.repeat(2, 1, 1, 1),
-            schedule.sampling(),
-            guidance,
+            inversion,
+            prompts,
+            self.guidance_scale,
+            source_scale=self.source_guidance_scale,
             attention=Chain([*controls, capture]),
-            blend=blend,
-            callbacks=[walked, *request.callbacks],
+            blends=blends,
+            callbacks=request.callbacks,
         )
-        if inversion is not None:
-            inversion.sampled = Trajectory(
-                [z[:1] for z in walked.latents], [e[:1] for e in walked.noises], walked.moves
-            )
         reconstruction, image = model.decode_batch(z_0)
         mask = request.mask
         if local is not None and local.mask is not None:
@@ -193,6 +188,6 @@ class PromptToPrompt(Method):
             request.image if request.image is not None else reconstruction,
             reconstruction=reconstruction,
             mask=mask_array(mask),
-            inversion=inversion,
+            inversion=inversion if request.image is not None else None,
             attention=capture.maps(model.tokenizer, prompts),
         )

@@ -8,16 +8,16 @@ from typing import ClassVar
 from ....masks import KeepSource, mask_array
 from ....model import Model
 from ....result import Edit
-from ....sampling import Schedule, follow
-from ...base import Card, Method, Request, guided, invert, reconstruct
+from ....sampling import Schedule
+from ...base import Card, InvertingMethod, Request, sample_back
 
 
 @dataclass
-class DDIMInversion(Method):
+class DDIMInversion(InvertingMethod):
     """Song, Meng and Ermon 2021; the baseline of the survey's inversion branch (its Eq. 7 to 9).
 
-    Args:
-        inversion: Which inversion makes the trajectory; another one here is another method of the branch.
+    It controls nothing: source and target are sampled side by side from the same noise and do not see each other. With
+    another inversion it shows what that inversion does by itself.
 
     With a mask, the inverted trajectory is pasted back outside it.
     """
@@ -33,26 +33,26 @@ class DDIMInversion(Method):
         inputs=("source prompt", "target prompt"),
         edit_types=("texture", "shape", "style"),
     )
-    inversion: str = "ddim-inversion"
 
     def __call__(self, model: Model, request: Request) -> Edit:
         """Invert under the source prompt (w = 1), sample under the target prompt."""
-        guidance = guided(model, [request.target], self.guidance_scale)
-        inversion = invert(model, request, self.inversion, Schedule(model.scheduler, self.steps))
-        reconstruction = reconstruct(model, inversion, callbacks=request.callbacks)
-        edited = follow(
+        prompts = [request.source, request.target]
+        model.embed(prompts)  # before the inversion: prompts that cannot be used should cost no walk
+        inversion = self.invert(model, request, Schedule(model.scheduler, self.steps))
+        z_0 = sample_back(
             model,
-            inversion.z_T,
-            inversion.moves,
-            guidance,
-            blend=None if request.mask is None else KeepSource(inversion.latents[1:], request.mask),
+            inversion,
+            prompts,
+            self.guidance_scale,
+            blends=[] if request.mask is None else [KeepSource(inversion.latents[1:], request.mask, slice(1, None))],
             callbacks=request.callbacks,
         )
+        reconstruction, image = model.decode_batch(z_0)
         assert request.image is not None
         return Edit(
-            model.decode(edited),
+            image,
             request.image,
-            reconstruction=model.decode(reconstruction),
+            reconstruction=reconstruction,
             mask=mask_array(request.mask),
             inversion=inversion,
         )
