@@ -80,7 +80,7 @@ def test_heat_takes_a_map_with_or_without_a_picture(picture):
 
 def test_both_sides_of_equation_9_are_drawn():
     terms = torch.ones(5, 1, 4, 4, 4)
-    gap = Gap(terms.cumsum(0), terms.cumsum(0), terms, [900, 700, 500, 300, 100])
+    gap = Gap(terms.cumsum(0), terms.cumsum(0), terms, torch.zeros_like(terms), [900, 700, 500, 300, 100])
     axis = plot.eq9({"w = 1": gap, "w = 7.5": gap}).axes[0]
     assert len(axis.lines) == 4
     assert axis.xaxis_inverted()
@@ -115,3 +115,11 @@ def test_source_is_the_code_without_docstrings():
     whole = plot.source(editbook.methods["img2img"]).data
     assert "def __call__" in whole
     assert '"""' not in whole
+
+
+def test_the_front_of_a_scatter_is_what_nothing_beats():
+    points = {"cheap": (10.0, 0.2), "good": (100.0, 0.9), "beaten": (100.0, 0.3), "worse": (200.0, 0.9)}
+    axis = plot.scatter(points, "NFE", "success").axes[0]
+    line = axis.lines[-1]
+    assert list(zip(*line.get_data(), strict=True)) == [points["cheap"], points["good"]]
+    assert {text.get_text() for text in axis.texts} == set(points)

@@ -64,7 +64,7 @@ def main() -> None:
 @main.command()
 @click.argument("image", type=click.Path(path_type=Path))
 @click.option("--method", default="prompt-to-prompt", show_default=True, help="See `editbook methods`.")
-@click.option("--source", required=True, help="Prompt that describes the picture as it is.")
+@click.option("--source", default="", help="Prompt that describes the picture as it is, for methods that need one.")
 @click.option("--target", required=True, help="Prompt that describes it after the edit.")
 @click.option("--model", "model_name", default="pocket", show_default=True, help='"pocket", a folder, or a hub id.')
 @click.option("--device", default="cpu", show_default=True)
@@ -187,6 +187,63 @@ def notebooks_check(paths: tuple[Path, ...]) -> None:
     from .notebooks import check
 
     sys.exit(check(list(paths)))
+
+
+@main.group("bench")
+def bench_group() -> None:
+    """Compare methods on PocketBench."""
+
+
+@bench_group.command("run")
+@click.argument("comparison")
+@click.option("--only", multiple=True, help="An entry of the comparison; repeatable. All by default.")
+@click.option("--each", default=10, show_default=True, type=click.IntRange(1), help="Tasks of each of the ten types.")
+@click.option("--model", "model_name", default="pocket", show_default=True, help='"pocket", a folder, or a hub id.')
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("records"), show_default=True)
+@_say_errors
+def bench_run(
+    comparison: str,
+    only: tuple[str, ...],
+    each: int,
+    model_name: str,
+    device: str,
+    threads: int | None,
+    output: Path,
+) -> None:
+    """Run a comparison (e.g. inversions) and keep its records; the same command goes on where it was stopped.
+
+    Run entries one by one (--only) if their memory is to be compared: it is the peak of the whole process.
+    """
+    from tqdm import tqdm
+
+    from .bench import drawn_tasks, suite, sweep
+    from .errors import unknown
+    from .model import load
+
+    entries = {entry.name: entry for entry in suite(comparison)}
+    for name in only:
+        if name not in entries:
+            raise unknown(f"entry of {comparison}", name, entries)
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    model = load(model_name, device=device)
+    tasks = drawn_tasks(each, model.image_size)
+    for name in only or entries:
+        sweep(model, entries[name], tasks, output, progress=lambda left, name=name: tqdm(left, desc=name, unit="edit"))  # type: ignore[misc]
+
+
+@bench_group.command("table")
+@click.argument("folder", type=click.Path(path_type=Path))
+@_say_errors
+def bench_table(folder: Path) -> None:
+    """Print the means of a folder of records as a Markdown table."""
+    from .bench import load_records, table
+
+    click.echo(table(load_records(folder)))
 
 
 @main.command()

@@ -149,6 +149,25 @@ def curves(
     return _done(figure)
 
 
+def scatter(points: dict[str, tuple[float, float]], xlabel: str, ylabel: str, *, front: bool = True) -> Figure:
+    """Named points over a logarithmic axis; those that nothing beats are joined: smaller x and larger y is better."""
+    figure, axis = plt.subplots(figsize=(7.0, 4.2), layout="constrained")
+    best = [
+        name
+        for name, (x, y) in points.items()
+        if not any((a <= x and b >= y) and (a, b) != (x, y) for a, b in points.values())
+    ]
+    for name, (x, y) in points.items():
+        axis.plot(x, y, "o", color=TRUTH if name in best and front else "C0")
+        axis.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7.5)
+    if front:
+        line = sorted(points[name] for name in best)
+        axis.plot(*zip(*line, strict=True), "-", color=TRUTH, alpha=0.5, linewidth=1)
+    axis.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
+    axis.grid(alpha=0.3)
+    return _done(figure)
+
+
 def matrix(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str = "") -> Figure:
     """A small matrix with named rows and columns, e.g. the token mapper of Prompt-to-Prompt."""
     figure, axis = plt.subplots(figsize=(0.45 * len(columns) + 1.2, 0.38 * len(rows) + 1.0), layout="constrained")

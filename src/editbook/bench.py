@@ -1,0 +1,318 @@
+"""The sweep: methods over a benchmark's tasks, one line of JSON for each edit, resumable, and the tables made of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .editing import edit
+from .errors import EditbookError, unknown
+from .files import writable_folder
+from .metrics import edit_success, load_reader, psnr
+from .model import Model
+from .pocket import TYPES, bench
+from .pocket.benchmark import BenchTask
+from .result import Edit
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a comparison: a method with its options.
+
+    Args:
+        name: Its name in tables, and of its file of records.
+        method: An id of `editbook.methods`.
+        options: The method's options, and its inversion's; JSON-able.
+    """
+
+    name: str
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def drawn_tasks(each: int, size: int = 64) -> list[str]:
+    """Names of `each` tasks of every type of PocketBench, evenly over the type.
+
+    The survey's Table 2 is made in this way: ten of each type of PIE-Bench. Which ones it took is not published.
+
+    Raises:
+        EditbookError: A type has fewer tasks.
+    """
+    names: list[str] = []
+    for kind in TYPES:
+        known = bench(size).of_type(kind).ids
+        if not 1 <= each <= len(known):
+            raise EditbookError(f"{kind!r} has {len(known)} tasks: ask for 1 to {len(known)} of each type, not {each}.")
+        names += [known[k * len(known) // each] for k in range(each)]
+    return names
+
+
+def measure(made: Edit, task: BenchTask, reading: Any) -> dict[str, Any]:
+    """What a comparison keeps of one edit; decibels that would be infinite are given as 99.
+
+    Args:
+        made: The edit.
+        task: What was asked for.
+        reading: The edited picture as read by the scene reader.
+
+    Returns:
+        PSNR of the reconstruction to the source; PSNR to the exact answer, whole, inside and outside the mask; whether
+        what was asked for happened and whether the rest stayed; the root mean square of Eq. 9's left side at the end;
+        NFE and seconds. What the method does not have is None.
+    """
+    verdict = edit_success(reading, task)
+    inside = np.asarray(task.mask, np.float64)
+
+    def decibels(a: Any, b: Any, mask: np.ndarray | None = None) -> float | None:
+        if mask is not None and not mask.any():
+            return None
+        return round(min(psnr(a, b, mask), 99.0), 2)
+
+    back = made.reconstruction
+    gap = None
+    if made.inversion is not None and made.inversion.sampled is not None:
+        gap = round(float(made.inversion.gap().norms()[0][-1]), 5)
+    return {
+        "reconstruction": None if back is None else decibels(back, task.source_image),
+        "whole": decibels(made.image, task.truth),
+        "inside": decibels(made.image, task.truth, inside),
+        "outside": decibels(made.image, task.truth, 1 - inside),
+        "changed": verdict.changed,
+        "kept": verdict.kept,
+        "gap": gap,
+        "nfe": made.nfe,
+        "seconds": round(made.seconds, 3),
+    }
+
+
+def peak_memory() -> float:
+    """The most memory that this process has had so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def sweep(
+    model: Model,
+    entry: Entry,
+    names: Sequence[str],
+    folder: Path,
+    *,
+    seed: int = 0,
+    progress: Callable[[Iterable[str]], Iterable[str]] = iter,
+) -> list[dict[str, Any]]:
+    """Run one entry over tasks of PocketBench; goes on where its file of records stops.
+
+    A kill loses at most the edit that was being made.
+
+    Args:
+        model: The model.
+        entry: What to run.
+        names: Names of tasks.
+        folder: Where records are kept, `<entry.name>.jsonl`: one line that says what was run, then one for each task.
+        seed: Of all random draws.
+        progress: Wraps the names that are left, e.g. `tqdm`.
+
+    Returns:
+        The records, in the order of `names`.
+
+    Raises:
+        EditbookError: The file holds records of other settings, or is damaged.
+    """
+    path = writable_folder(folder) / f"{entry.name}.jsonl"
+    head = {
+        "entry": entry.name,
+        "method": entry.method,
+        "options": dict(entry.options),
+        "model": model.name,
+        "seed": seed,
+    }
+    known = {record["task"]: record for record in _read(path, head)} if path.is_file() else {}
+    tasks, reader = bench(model.image_size), load_reader()
+    with path.open("a", encoding="utf-8") as file:
+        if not known and path.stat().st_size == 0:
+            file.write(json.dumps(head) + "\n")
+        for name in progress([name for name in names if name not in known]):
+            task = tasks.task(name)
+            made = edit(
+                model,
+                task.source_image,
+                entry.method,
+                source=task.source_prompt,
+                target=task.target_prompt,
+                seed=seed,
+                **entry.options,
+            )
+            known[name] = {
+                "task": name,
+                "type": TYPES[task.type_id or 0],
+                **measure(made, task, reader([made.image])[0]),
+                "memory": round(peak_memory()),
+            }
+            file.write(json.dumps(known[name]) + "\n")
+            file.flush()
+    return [known[name] for name in names]
+
+
+def _read(path: Path, head: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The records of a file. A last line that was torn by a kill is cut off, when there is a `head` to go on under."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if head is not None and lines and not lines[-1].endswith("\n"):
+        lines = lines[:-1]
+        path.write_text("".join(lines), encoding="utf-8")
+    if not lines:
+        return []
+    try:
+        first, *records = (json.loads(line) for line in lines)
+    except ValueError:
+        raise EditbookError(f"{path} is damaged: delete it, and run the sweep again.") from None
+    if head is not None and first != json.loads(json.dumps(head)):
+        raise EditbookError(f"{path} holds records of other settings: delete it, or choose another folder.")
+    return records
+
+
+def load_records(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """All records of a folder, by the entry's name.
+
+    Raises:
+        EditbookError: There are none, or a file is damaged.
+    """
+    files = sorted(Path(folder).glob("*.jsonl"))
+    if not files:
+        raise EditbookError(f"{folder} holds no records: run `editbook bench run` first.")
+    return {path.stem: _read(path) for path in files}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Means over one entry's records; None where it has no such number.
+
+    Args:
+        name: The entry.
+        count: How many edits.
+        reconstruction: PSNR of the reconstruction to the source, in dB.
+        outside: PSNR to the exact answer outside the mask, in dB.
+        inside: The same inside.
+        success: Share of edits in which what was asked for happened and the rest stayed.
+        changed: Share in which it happened.
+        kept: Share in which the rest stayed.
+        gap: Root mean square of Eq. 9's left side where sampling ends.
+        nfe: U-Net evaluations of an edit.
+        seconds: Of an edit, the median.
+        memory: Peak of the process that made them, in MiB.
+    """
+
+    name: str
+    count: int
+    reconstruction: float | None
+    outside: float | None
+    inside: float | None
+    success: float
+    changed: float
+    kept: float
+    gap: float | None
+    nfe: float
+    seconds: float
+    memory: float
+
+
+def summary(name: str, records: Sequence[Mapping[str, Any]]) -> Row:
+    """The means of one entry.
+
+    Raises:
+        EditbookError: There are no records.
+    """
+    if not records:
+        raise EditbookError(f"{name} has no records.")
+
+    def mean(key: str) -> float | None:
+        values = [record[key] for record in records if record[key] is not None and math.isfinite(record[key])]
+        return statistics.fmean(values) if values else None
+
+    return Row(
+        name,
+        len(records),
+        mean("reconstruction"),
+        mean("outside"),
+        mean("inside"),
+        statistics.fmean(record["changed"] and record["kept"] for record in records),
+        statistics.fmean(record["changed"] for record in records),
+        statistics.fmean(record["kept"] for record in records),
+        mean("gap"),
+        statistics.fmean(record["nfe"] for record in records),
+        statistics.median(record["seconds"] for record in records),
+        max(record["memory"] for record in records),
+    )
+
+
+def table(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The summaries as a Markdown table, the best success first."""
+    rows = sorted((summary(name, found) for name, found in records.items()), key=lambda row: -row.success)
+    lines = [
+        "| | edits | reconstruction, dB | gap | outside, dB | inside, dB | changed | kept | both | NFE | s | MiB |",
+        "| --- " + "| ---: " * 11 + "|",
+    ]
+    for row in rows:
+        back, gap, outside, inside = (
+            "–" if value is None else format(value, form)
+            for value, form in (
+                (row.reconstruction, ".1f"),
+                (row.gap, ".3f"),
+                (row.outside, ".1f"),
+                (row.inside, ".1f"),
+            )
+        )
+        lines.append(
+            f"| {row.name} | {row.count} | {back} | {gap} | {outside} | {inside} "
+            f"| {row.changed:.0%} | {row.kept:.0%} | {row.success:.0%} "
+            f"| {row.nfe:.0f} | {row.seconds:.1f} | {row.memory:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+P2P = {"guidance_scale": 7.5, "cross_replace": 0.4, "self_replace": 0.6}
+"""Prompt-to-Prompt as PIE-Bench's own runs set it: what differs between the entries is the inversion alone."""
+
+SUITES: dict[str, tuple[Entry, ...]] = {
+    "inversions": (
+        Entry("ddim-inversion", "prompt-to-prompt", P2P),
+        Entry("ddim-inversion-guided", "prompt-to-prompt", {**P2P, "source_guidance_scale": 7.5}),
+        Entry("negative-prompt-inversion", "prompt-to-prompt", {**P2P, "inversion": "negative-prompt-inversion"}),
+        Entry("pnp-inversion", "prompt-to-prompt", {**P2P, "inversion": "pnp-inversion"}),
+    ),
+}
+"""Comparisons of the book by name."""
+
+
+def suite(name: str) -> tuple[Entry, ...]:
+    """The entries of a comparison.
+
+    Raises:
+        EditbookError: There is none of that name.
+    """
+    if name not in SUITES:
+        raise unknown("comparison", name, SUITES)
+    return SUITES[name]
+
+
+__all__ = [
+    "SUITES",
+    "Entry",
+    "Row",
+    "drawn_tasks",
+    "load_records",
+    "measure",
+    "peak_memory",
+    "suite",
+    "summary",
+    "sweep",
+    "table",
+]

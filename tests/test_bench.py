@@ -1,0 +1,114 @@
+"""The sweep: resumable to the edit, honest about what it holds, and means that match their records."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+import pytest
+from click.testing import CliRunner
+
+from editbook import bench as module
+from editbook.bench import SUITES, Entry, drawn_tasks, load_records, suite, summary, sweep, table
+from editbook.cli import main
+from editbook.errors import EditbookError
+from editbook.methods import REGISTRY
+from editbook.pocket import TYPES, bench
+
+QUICK = Entry("quick", "ddim-inversion", {"steps": 2, "guidance_scale": 2.0})
+
+
+def test_tasks_are_drawn_evenly_from_every_type():
+    names = drawn_tasks(10)
+    assert len(set(names)) == 100
+    for k, kind in enumerate(TYPES):
+        assert set(names[10 * k : 10 * k + 10]) <= set(bench().of_type(kind).ids)
+    with pytest.raises(EditbookError, match="ask for 1 to 140"):
+        drawn_tasks(141)
+
+
+def test_every_entry_of_every_comparison_can_be_made():
+    for name, entries in SUITES.items():
+        assert suite(name) is entries
+        assert len({entry.name for entry in entries}) == len(entries)
+        for entry in entries:
+            REGISTRY[entry.method].configured(**entry.options)
+    with pytest.raises(EditbookError, match="Did you mean 'inversions'"):
+        suite("inversion")
+
+
+@pytest.fixture(scope="module")
+def swept(random_model, tmp_path_factory):
+    folder, names = tmp_path_factory.mktemp("records"), drawn_tasks(1)[:4]
+    return folder, names, sweep(random_model, QUICK, names, folder)
+
+
+def test_records_hold_what_was_measured(swept):
+    folder, names, records = swept
+    assert [record["task"] for record in records] == names
+    for record in records:
+        assert record["nfe"] == 2 + 2 + 4
+        assert record["gap"] > 0
+        assert record["whole"] <= max(record["inside"], record["outside"] or 0)
+        assert record["memory"] > 100
+    assert load_records(folder) == {"quick": records}
+
+
+def test_it_goes_on_where_it_was_stopped(swept, random_model, monkeypatch, tmp_path):
+    folder, names, records = swept
+    lines = (folder / "quick.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "quick.jsonl").write_text("".join(lines[:3]) + lines[3][:20])  # two edits and a torn third
+    made = []
+    real = module.edit
+    monkeypatch.setattr(module, "edit", lambda *args, **kwargs: made.append(1) or real(*args, **kwargs))
+    again = sweep(random_model, QUICK, names, tmp_path)
+    assert len(made) == 2
+    for one, other in zip(records, again, strict=True):
+        assert {k: v for k, v in one.items() if k not in ("seconds", "memory")} == {
+            k: v for k, v in other.items() if k not in ("seconds", "memory")
+        }
+    sweep(random_model, QUICK, names, tmp_path)
+    assert len(made) == 2
+
+
+def test_records_of_other_settings_and_damaged_ones_are_refused(swept, random_model, tmp_path):
+    folder, names, _ = swept
+    with pytest.raises(EditbookError, match="other settings"):
+        sweep(random_model, Entry("quick", "ddim-inversion", {"steps": 3}), names, folder)
+    lines = (folder / "quick.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "quick.jsonl").write_text(lines[0] + "nonsense\n" + lines[1])
+    with pytest.raises(EditbookError, match="damaged"):
+        load_records(tmp_path)
+    with pytest.raises(EditbookError, match="no records"):
+        load_records(tmp_path / "nowhere")
+
+
+def test_means_leave_out_what_is_missing(swept):
+    _, _, records = swept
+    row = summary("quick", records)
+    outside = [record["outside"] for record in records if record["outside"] is not None]
+    assert row.outside == pytest.approx(statistics.fmean(outside))
+    assert row.success <= min(row.changed, row.kept)
+    blank = [{**record, "gap": None} for record in records]
+    assert summary("quick", blank).gap is None
+    with pytest.raises(EditbookError, match="no records"):
+        summary("quick", [])
+    printed = table({"quick": records, "blank": blank})
+    assert printed.count("\n") == 3
+    assert "–" in printed
+
+
+def test_the_command_line(swept):
+    folder, _, records = swept
+    result = CliRunner().invoke(main, ["bench", "table", str(folder)])
+    assert result.exit_code == 0
+    assert result.output.strip() == table({"quick": records})
+    for arguments, message in (
+        (["run", "inversion"], "Did you mean 'inversions'"),
+        (["run", "inversions", "--only", "pnp-invrsion"], "Did you mean 'pnp-inversion'"),
+        (["table", "nowhere"], "no records"),
+    ):
+        result = CliRunner().invoke(main, ["bench", *arguments])
+        assert result.exit_code == 2
+        assert message in result.output
+        assert json.dumps(result.output).count("\\n") == 1
