@@ -66,6 +66,31 @@ def test_a_change_of_library_or_code_makes_it_stale(checkout):
     assert notebooks.stale(checkout, path)
 
 
+def test_only_the_methods_that_it_uses_make_it_stale(checkout):
+    folder = checkout / "src" / "editbook" / "methods" / "branch"
+    folder.mkdir(parents=True)
+    bodies = {"used": "from ..branch.base_of_used import X\n", "base_of_used": "", "other": "", "prompt_to_prompt": ""}
+    for name, body in bodies.items():
+        (folder / f"{name}.py").write_text(body)
+    path = write(checkout, [cell("edit(image, 'used')")])
+
+    def counts(name):
+        before = notebooks.fingerprint(checkout, path)
+        (folder / f"{name}.py").write_text(bodies[name] + "# changed\n")
+        after = notebooks.fingerprint(checkout, path)
+        (folder / f"{name}.py").write_text(bodies[name])
+        return before != after
+
+    assert {name: counts(name) for name in bodies} == {
+        "used": True,
+        "base_of_used": True,
+        "other": False,
+        "prompt_to_prompt": True,
+    }
+    path = write(checkout, [cell("for name in REGISTRY: edit(image, name)")])
+    assert counts("other")
+
+
 def test_parameters_go_to_another_folder(checkout):
     path = checkout / "notebooks" / "a.ipynb"
     before = path.read_text()

@@ -10,6 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -99,18 +100,47 @@ def records(root: Path) -> dict[str, dict[str, Any]]:
 def fingerprint(root: Path, notebook: Path) -> str:
     """Hash of everything that a notebook's outputs depend on."""
     digest = hashlib.sha256()
-    for cell in _cells(notebook):
-        if cell["cell_type"] == "code" and "injected-parameters" not in _tags(cell):
-            digest.update("".join(cell["source"]).encode() + b"\0")
+    code = "\0".join(
+        "".join(cell["source"])
+        for cell in _cells(notebook)
+        if cell["cell_type"] == "code" and "injected-parameters" not in _tags(cell)
+    )
+    digest.update(code.encode() + b"\0")
     package = root / "src" / "editbook"
-    apart = {"cli.py", "notebooks.py", "book.py", "training"}  # no notebook's output depends on these
-    for path in sorted(package.rglob("*")):
-        if path.suffix in (".py", ".csv", ".webp") and not apart & set(path.relative_to(package).parts[:1]):
-            digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+    for path in _library(package, code):
+        digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
     weights = package / "weights" / "pocket" / "SHA256SUMS"
     if weights.is_file():
         digest.update(weights.read_bytes())
     return digest.hexdigest()[:16]
+
+
+_APART = {"cli.py", "notebooks.py", "book.py", "training"}  # no notebook's output depends on these
+_ANY_METHOD = re.compile(r"\b(REGISTRY|INVERSIONS|SUITES|editbook\.methods\b(?!\.)|import methods)")
+
+
+def _library(package: Path, code: str) -> list[Path]:
+    """The library's files that code depends on: all, but of the methods only those that it names, and theirs.
+
+    A method is named by its module or its id; `edit` takes Prompt-to-Prompt where none is named. Code that speaks of
+    the registry as a whole depends on every method.
+    """
+    files = [path for path in sorted(package.rglob("*")) if path.suffix in (".py", ".csv", ".webp")]
+    files = [path for path in files if path.relative_to(package).parts[0] not in _APART]
+    methods = {
+        path.stem: path
+        for path in files
+        if path.is_relative_to(package / "methods") and path.stem not in ("__init__", "base")
+    }
+    if _ANY_METHOD.search(code):
+        return files
+    used: set[str] = set()
+    new = {name for name in methods if name in code or name.replace("_", "-") in code} | {"prompt_to_prompt"}
+    while new:
+        used |= new
+        text = "\n".join(methods[name].read_text(encoding="utf-8") for name in new if name in methods)
+        new = {name for name in methods if re.search(rf"^\s*from \S*\b{name} import", text, re.MULTILINE)} - used
+    return [path for path in files if path not in methods.values() or path.stem in used]
 
 
 def stale(root: Path, notebook: Path) -> bool:
