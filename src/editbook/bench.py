@@ -40,20 +40,22 @@ class Entry:
 
 
 def drawn_tasks(each: int, size: int = 64) -> list[str]:
-    """Names of `each` tasks of every type of PocketBench, evenly over the type.
+    """Names of `each` tasks of every type of PocketBench, one type after the other in turn.
 
-    The survey's Table 2 is made in this way: ten of each type of PIE-Bench. Which ones it took is not published.
+    The survey's Table 2 is made in this way: ten of each type of PIE-Bench. Which ones it took is not published. Here a
+    shorter list is the beginning of a longer one, so that a sweep can be extended.
 
     Raises:
         EditbookError: A type has fewer tasks.
     """
-    names: list[str] = []
-    for kind in TYPES:
+    drawn: list[list[str]] = []
+    for number, kind in enumerate(TYPES):
         known = bench(size).of_type(kind).ids
         if not 1 <= each <= len(known):
             raise EditbookError(f"{kind!r} has {len(known)} tasks: ask for 1 to {len(known)} of each type, not {each}.")
-        names += [known[k * len(known) // each] for k in range(each)]
-    return names
+        order = np.random.default_rng([number, 4]).permutation(len(known))
+        drawn.append([known[k] for k in order[:each]])
+    return [name for turn in zip(*drawn, strict=True) for name in turn]
 
 
 def measure(made: Edit, task: BenchTask, reading: Any) -> dict[str, Any]:
@@ -179,13 +181,21 @@ def _read(path: Path, head: Mapping[str, Any] | None = None) -> list[dict[str, A
     return records
 
 
-def load_records(folder: Path) -> dict[str, list[dict[str, Any]]]:
+RECORDS = Path(__file__).parent / "records"
+"""Records that ship with the library: a folder for each comparison of the book."""
+
+
+def load_records(folder: str | Path) -> dict[str, list[dict[str, Any]]]:
     """All records of a folder, by the entry's name.
+
+    Args:
+        folder: A folder that `sweep` wrote, or the name of a comparison whose records ship.
 
     Raises:
         EditbookError: There are none, or a file is damaged.
     """
-    files = sorted(Path(folder).glob("*.jsonl"))
+    shipped = RECORDS / folder
+    files = sorted((shipped if shipped.is_dir() else Path(folder)).glob("*.jsonl"))
     if not files:
         raise EditbookError(f"{folder} holds no records: run `editbook bench run` first.")
     return {path.stem: _read(path) for path in files}
@@ -285,8 +295,17 @@ SUITES: dict[str, tuple[Entry, ...]] = {
     "inversions": (
         Entry("ddim-inversion", "prompt-to-prompt", P2P),
         Entry("ddim-inversion-guided", "prompt-to-prompt", {**P2P, "source_guidance_scale": 7.5}),
-        Entry("negative-prompt-inversion", "prompt-to-prompt", {**P2P, "inversion": "negative-prompt-inversion"}),
-        Entry("pnp-inversion", "prompt-to-prompt", {**P2P, "inversion": "pnp-inversion"}),
+        *(
+            Entry(name, "prompt-to-prompt", {**P2P, "inversion": name})
+            for name in (
+                "null-text-inversion",
+                "negative-prompt-inversion",
+                "proxedit",
+                "dynamic-prompt-learning",
+                "pnp-inversion",
+                "direct-inversion",
+            )
+        ),
     ),
 }
 """Comparisons of the book by name."""
@@ -304,6 +323,7 @@ def suite(name: str) -> tuple[Entry, ...]:
 
 
 __all__ = [
+    "RECORDS",
     "SUITES",
     "Entry",
     "Row",

@@ -135,12 +135,12 @@ class Model:
         tokens = self.tokenizer(texts, padding="max_length", max_length=limit, return_tensors="pt")
         return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0].to(self.dtype)
 
-    def noise(self, z_t: torch.Tensor, t: int, embeddings: torch.Tensor) -> torch.Tensor:
+    def noise(self, z_t: torch.Tensor, t: int | torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         """The noise estimate eps(z_t, t, C), shaped like z_t.
 
         Args:
             z_t: Noisy latents (n, channels, height, width).
-            t: Training timestep, 0 (clean) to 999 (noise).
+            t: Training timestep, 0 (clean) to 999 (noise); or one for each latent, an integer tensor (n,).
             embeddings: Text embeddings (n, tokens, width), one for each latent.
 
         Raises:
@@ -155,7 +155,7 @@ class Model:
         self.nfe += len(z_t)
         out = self.unet(z_t, t, encoder_hidden_states=embeddings).sample
         if self.scheduler.config.prediction_type == "v_prediction":
-            alpha = self.scheduler.alphas_cumprod[t].to(z_t)
+            alpha = self.scheduler.alphas_cumprod.to(z_t)[t].view(-1, 1, 1, 1)
             out = alpha.sqrt() * out + (1 - alpha).sqrt() * z_t
         if not torch.isfinite(out).all():
             raise EditbookError(

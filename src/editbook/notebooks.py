@@ -125,7 +125,8 @@ def _library(package: Path, code: str) -> list[Path]:
     A method is named by its module or its id; `edit` takes Prompt-to-Prompt where none is named. Code that speaks of
     the registry as a whole depends on every method.
     """
-    files = [path for path in sorted(package.rglob("*")) if path.suffix in (".py", ".csv", ".webp")]
+    kinds = {".py", ".csv", ".webp"} | ({".jsonl"} if "load_records" in code else set())
+    files = [path for path in sorted(package.rglob("*")) if path.suffix in kinds]
     files = [path for path in files if path.relative_to(package).parts[0] not in _APART]
     methods = {
         path.stem: path

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -81,6 +82,25 @@ class Schedule:
             raise EditbookError(f"strength must lie in [0, 1], got {strength!r}.")
         start = self.steps - min(int(self.steps * strength), self.steps)
         return [Move(t, self.alpha(t), self.alpha(t - self._gap)) for t in self.timesteps[start:]]
+
+    def spread(self, strength: float = 1.0) -> list[Move]:
+        """N steps spread evenly over the last part of the timesteps, the last of them to timestep 0 (LEDITS++).
+
+        Where `sampling` leaves out steps and keeps their distance, this keeps their number.
+
+        Args:
+            strength: 0.85 starts at 85 % of the timesteps.
+
+        Raises:
+            EditbookError: strength is not in (0, 1], or there are fewer timesteps than steps in this part.
+        """
+        if not 0 < strength <= 1:
+            raise EditbookError(f"strength must lie in (0, 1], got {strength!r}.")
+        top = int(round(len(self._alphas) * strength, 9)) - 1
+        if top < self.steps:
+            raise EditbookError(f"{self.steps} steps do not fit into {top} timesteps: take fewer steps, or skip less.")
+        times = [int(t) for t in torch.linspace(top, 1, self.steps, dtype=torch.float64)] + [0]
+        return [Move(t, self.alpha(t), self.alpha(after)) for t, after in pairwise(times)]
 
     def inversion(self, timestep: str = "next") -> list[Move]:
         """The same pairs, backwards: from picture to noise.
@@ -231,6 +251,7 @@ def follow(
     attention: Attention | None = None,
     blend: Blend | None = None,
     callbacks: Iterable[Callback] = (),
+    gradients: bool = False,
 ) -> torch.Tensor:
     """The one loop: walk latents along a path, up or down. Every method of the book runs through here.
 
@@ -242,6 +263,8 @@ def follow(
         attention: Reads or changes attention while the U-Net runs; the seam for attention.
         blend: Gets the `Step`, returns the latent to go on with; the seam for masks and for corrections.
         callbacks: Get the finished `Step`: progress, recording, plots.
+        gradients: Leave autograd as the caller has it, for methods that optimise through the whole walk; such a method
+            bounds its memory in its guidance, with `torch.utils.checkpoint`. Off, the walk builds no graph.
 
     Returns:
         The latents where the path ends, (n, channels, height, width).
@@ -253,7 +276,8 @@ def follow(
         raise EditbookError("The starting latent holds NaN or infinite values.")
     callbacks = list(callbacks)
     size = (z.shape[-2], z.shape[-1])
-    with torch.no_grad(), attention.attached(model.unet, size, len(z)) if attention else nullcontext():
+    autograd = nullcontext() if gradients else torch.no_grad()
+    with autograd, attention.attached(model.unet, size, len(z)) if attention else nullcontext():
         for i, move in enumerate(path):
             if attention:
                 attention.begin_step(i, len(path))

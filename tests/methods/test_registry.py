@@ -18,7 +18,9 @@ from editbook.methods.base import REGISTRY, Method
 IDS = sorted(editbook.methods)
 ROOT = Path(editbook.methods.__file__).parent
 # Options that make methods which optimise something quick; nothing else about them changes.
-FAST: dict[str, dict[str, object]] = {}
+FAST: dict[str, dict[str, object]] = {
+    "dynamic-prompt-learning": {"noun_steps": 2, "inner_steps": 2},
+}
 PROMPTS = {"source": "a photo of a cat on the beach", "target": "a photo of a fox on the beach"}
 
 

@@ -2,7 +2,8 @@
 
 Survey Eq. 5: A = softmax(Q K^T / sqrt(d)), with Q from the picture's features and K, V from the text (cross) or from
 the picture itself (self). diffusers computes A V in one fused call and never forms A, so a layer that a `Control`
-wants gets a processor that forms it; all other layers keep theirs.
+wants gets a processor that forms it; all other layers keep theirs. A control that only changes Q, K and V needs no A
+and stays on the fused call: see `swap.Swap`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+from torch.nn import functional
 
 from ..errors import EditbookError
 
@@ -36,6 +38,23 @@ class Site:
     index: int
     height: int
     width: int
+
+
+class Projected(NamedTuple):
+    """What goes into one attention call, for the whole batch.
+
+    Args:
+        query: (batch, heads, pixels, width).
+        key: (batch, heads, tokens, width); in self-attention the tokens are pixels.
+        value: As `key`.
+        mask: Which tokens a pixel may attend to (bool), or what is added to its scores: anything that broadcasts to
+            (batch, heads, pixels, tokens). None lets it attend to all.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None = None
 
 
 def sites(unet: Any, latent_size: tuple[int, int]) -> dict[str, Site]:
@@ -74,8 +93,13 @@ class Control:
 
     A control sees the conditional rows only: with guidance the unconditional ones attend to the empty prompt, and
     methods leave them alone. `step` and `total` are set by the sampler, never counted from calls.
+
+    At a layer, first every active control may `exchange` what goes into attention, in order, then every one that reads
+    probabilities may `apply` itself to them, in order.
     """
 
+    reads_probabilities: ClassVar[bool] = True
+    """Whether `apply` is called; a control without it leaves the layer on fused attention."""
     step: int = 0
     total: int = 1
 
@@ -86,6 +110,10 @@ class Control:
     def active(self, site: Site) -> bool:
         """Whether it acts there in the current step; if not, the layer runs fused."""
         return True
+
+    def exchange(self, projected: Projected, site: Site, rows: int) -> Projected:
+        """The query, key and value to go on with; see `swap.Swap`."""
+        return projected
 
     def apply(self, probabilities: torch.Tensor, site: Site) -> torch.Tensor:
         """The attention probabilities to go on with.
@@ -146,7 +174,7 @@ def _processors(unet: Any, latent_size: tuple[int, int], rows: int, controls: Se
     for name, site in layers.items():
         wanted = [control for control in controls if control.wants(site)]
         if wanted:
-            after[name] = _Explicit(site, wanted, before[name], rows)
+            after[name] = _Controlled(site, wanted, before[name], rows)
     unet.set_attn_processor(after)
     try:
         yield
@@ -154,8 +182,8 @@ def _processors(unet: Any, latent_size: tuple[int, int], rows: int, controls: Se
         unet.set_attn_processor(before)
 
 
-class _Explicit:
-    """A diffusers attention processor that forms the probabilities and shows them to the controls."""
+class _Controlled:
+    """A diffusers attention processor that shows its layer to controls, and forms probabilities if one reads them."""
 
     def __init__(self, site: Site, controls: Sequence[Control], fused: Any, rows: int) -> None:
         self.site, self.controls, self.fused, self.rows = site, controls, fused, rows
@@ -176,18 +204,46 @@ class _Explicit:
             raise EditbookError("Attention control supports plain Stable Diffusion 1.x layers, without masks or norms.")
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query, key, value = (
-            projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for projected in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+            projection.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for projection in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         )
-        scores = query @ key.transpose(-1, -2) * attn.scale
+        projected = Projected(query, key, value)
+        for control in active:
+            projected = control.exchange(projected, self.site, self.rows)
+        _check(projected, query, self.site)
+        readers = [control for control in active if control.reads_probabilities]
+        if readers:
+            out = self._explicit(projected, readers, attn.scale)
+        else:
+            out = functional.scaled_dot_product_attention(
+                projected.query, projected.key, projected.value, projected.mask, scale=attn.scale
+            )
+        out = out.transpose(1, 2).flatten(2)
+        out = attn.to_out[1](attn.to_out[0](out))
+        return out / attn.rescale_output_factor
+
+    def _explicit(self, projected: Projected, readers: Sequence[Control], scale: float) -> torch.Tensor:
+        """A V, with A shown to the controls that read it."""
+        query, key, value, mask = projected
+        scores = query @ key.transpose(-1, -2) * scale
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
         # A softmax in half precision is too coarse; float64 stays what it is.
         probabilities = scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1).to(query.dtype)
         edited = probabilities[-self.rows :]
-        for control in active:
+        for control in readers:
             edited = control.apply(edited, self.site)
         if edited.shape[-2:] != probabilities.shape[-2:] or len(edited) != self.rows:
             raise EditbookError(f"A control changed the shape of attention at {self.site} to {tuple(edited.shape)}.")
         probabilities = torch.cat([probabilities[: -self.rows], edited.to(probabilities)])
-        out = (probabilities @ value).transpose(1, 2).flatten(2)
-        out = attn.to_out[1](attn.to_out[0](out))
-        return out / attn.rescale_output_factor
+        return probabilities @ value
+
+
+def _check(projected: Projected, query: torch.Tensor, site: Site) -> None:
+    """Queries keep their shape; there may be more or fewer keys, each with its value."""
+    changed = projected.query, projected.key, projected.value
+    batch, heads, _, width = query.shape
+    fits = changed[0].shape == query.shape and changed[1].shape == changed[2].shape
+    if not fits or changed[1].shape[:2] != (batch, heads) or changed[1].shape[-1] != width:
+        shapes = ", ".join(str(tuple(part.shape)) for part in changed)
+        raise EditbookError(f"A control changed query, key and value at {site} to the shapes {shapes}.")

@@ -15,6 +15,7 @@ only has another c_t: sqrt(1 - alpha_{t-1} - sigma^2) / sqrt(alpha_{t-1}) - gamm
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -203,6 +204,7 @@ def inversion_name(name: str) -> str:
     Raises:
         EditbookError: There is none; the nearest is suggested.
     """
+    importlib.import_module("editbook.methods")  # whose files add their inversions
     found = [name] if name in INVERSIONS else [known for known in INVERSIONS if known.startswith(f"{name}-")]
     if len(found) != 1:
         raise unknown("inversion", name, INVERSIONS)

@@ -1,0 +1,129 @@
+"""Controls that exchange queries, keys or values before attention runs, which stays one fused call.
+
+Self-attention draws each pixel as a mixture of the values of other pixels. Whose keys and values those are is a seam of
+its own: let the target row read the source's, and it rearranges the source's texture (MasaCtrl); give it the source's
+queries and keys, and it takes over the layout (Plug-and-Play); take keys and values from the inversion's walk, and the
+source cannot drift (TIC, KV Inversion).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+import torch
+
+from ..errors import EditbookError, unknown
+from .control import Control, Projected, Site
+
+
+class Swap(Control):
+    """Changes query, key and value of self-attention layers. Subclasses override `exchange`.
+
+    Unlike other controls it sees the *whole* batch: with guidance the null rows come first (all of them, or those of
+    the guided rows only, see `ClassifierFreeGuidance`), then the n conditional rows, of which the first is the source.
+
+    It can stand in a `Chain` beside controls that read probabilities. At a layer which both want, all exchanges come
+    first, so the others see the attention of the exchanged queries and keys.
+
+    Args:
+        resolutions: Heights of the feature maps; None takes all.
+        sides: Parts of the U-Net: "down", "mid", "up". The decoder is "up".
+        start: First step, counted from 0.
+        stop: Step before which it ends; None goes to the last.
+
+    Raises:
+        EditbookError: A side is unknown, or the steps are not in order.
+    """
+
+    reads_probabilities: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        resolutions: Iterable[int] | None = None,
+        sides: Iterable[str] = ("down", "mid", "up"),
+        start: int = 0,
+        stop: int | None = None,
+    ) -> None:
+        self.resolutions = None if resolutions is None else set(resolutions)
+        self.sides, self.start, self.stop = set(sides), start, stop
+        for side in self.sides:
+            if side not in ("down", "mid", "up"):
+                raise unknown("side of the U-Net", side, ("down", "mid", "up"))
+        if start < 0 or (stop is not None and stop < start):
+            raise EditbookError(f"A swap runs from step {start} to step {stop}: they must be 0 or more, and in order.")
+
+    def wants(self, site: Site) -> bool:
+        """Self-attention at the places asked for."""
+        fits = self.resolutions is None or site.resolution in self.resolutions
+        return site.kind == "self" and site.side in self.sides and fits
+
+    def active(self, site: Site) -> bool:
+        """Between the first and the last step."""
+        return self.start <= self.step and (self.stop is None or self.step < self.stop)
+
+    def exchange(self, projected: Projected, site: Site, rows: int) -> Projected:
+        """The query, key and value to go on with.
+
+        Args:
+            projected: Of the whole batch; not to be changed in place (`projected._replace(key=...)`). There may be more
+                or fewer keys afterwards, each with its value, but as many in every row. A mask may be added.
+            site: The layer.
+            rows: n, the number of conditional rows, which are the last ones: `key[-rows:]`.
+        """
+        raise NotImplementedError
+
+    def apply(self, probabilities: torch.Tensor, site: Site) -> torch.Tensor:
+        """Never called: a swap forms no probabilities."""
+        return probabilities
+
+
+class MutualSelfAttention(Swap):
+    """MasaCtrl's control: every target asks with its own queries, and the source's pixels answer.
+
+    Queries carry the layout, keys and values the content; so the target draws its own layout with what the source has.
+    The first steps and the encoder are left alone, because there the layout is still to be found (Cao et al. 2023).
+
+    A null row attends to the null row of the source where there is one, else to the conditional source row: the source
+    then has w = 1, and under a negative prompt that is its own (ProxEdit) both are the same row.
+
+    Args:
+        resolutions: As in `Swap`; the paper's layers 10 to 15 are the decoder's two finest (32 and 64 in SD).
+        sides: As in `Swap`.
+        start: The first step of the control; 4 of 50 in the paper.
+        stop: As in `Swap`.
+        inject: What conditional rows attend to: the "source", "joint" (both at once), or "none" (themselves).
+        inject_null: The same for null rows.
+    """
+
+    MODES: ClassVar[tuple[str, ...]] = ("source", "joint", "none")
+
+    def __init__(
+        self,
+        resolutions: Iterable[int] | None = None,
+        sides: Iterable[str] = ("up",),
+        start: int = 4,
+        stop: int | None = None,
+        inject: str = "source",
+        inject_null: str = "source",
+    ) -> None:
+        super().__init__(resolutions, sides, start, stop)
+        self.inject, self.inject_null = inject, inject_null
+        for mode in (inject, inject_null):
+            if mode not in self.MODES:
+                raise unknown("injection", mode, self.MODES)
+
+    def exchange(self, projected: Projected, site: Site, rows: int) -> Projected:
+        """The source's keys and values for everyone, or both, half by half."""
+        batch = len(projected.key)
+        nulls = batch - rows
+        source = [0 if nulls == rows else nulls] * nulls + [nulls] * rows
+        modes = [self.inject_null] * nulls + [self.inject] * rows
+        own = list(range(batch))
+        first = [row if mode != "source" else other for row, other, mode in zip(own, source, modes, strict=True)]
+        second = [row if mode == "none" else other for row, other, mode in zip(own, source, modes, strict=True)]
+        if first == second:
+            return projected._replace(key=projected.key[first], value=projected.value[first])
+        # All rows need equally many keys. A row that attends to one picture gets it twice, which changes no average.
+        key, value = (torch.cat([part[first], part[second]], dim=2) for part in (projected.key, projected.value))
+        return projected._replace(key=key, value=value)
