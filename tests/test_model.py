@@ -166,3 +166,17 @@ def test_shipped_model_brings_a_picture_back(pocket_model):
     back = pocket_model.decode(pocket_model.encode(source))
     error = np.square(np.asarray(back, float) / 255 - np.asarray(source, float) / 255).mean()
     assert -10 * np.log10(error) > 20
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_diffusers_opens_and_runs_the_shipped_folder():
+    """As anybody would open it, without a word about formats."""
+    from diffusers import StableDiffusionPipeline
+
+    from editbook.model import SHIPPED
+
+    pipeline = StableDiffusionPipeline.from_pretrained(SHIPPED / "pocket", safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    assert {part.dtype for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)} == {torch.float32}
+    image = pipeline(SOURCE, num_inference_steps=2).images[0]
+    assert image.size == (64, 64)

@@ -212,3 +212,28 @@ def test_nan_never_passes_silently(random_model):
         follow(model, z * float("nan"), path, ClassifierFreeGuidance(model.embed(SOURCE)))
     with pytest.raises(EditbookError, match="finite number"):
         follow(model, z, path, ClassifierFreeGuidance(model.embed(SOURCE), model.embed(""), float("nan")))
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(1, 1.0), (3, 0.85), (30, 0.85), (50, 0.7), (849, 0.85), (999, 1.0)])
+def test_spread_keeps_the_number_of_steps_and_ends_at_timestep_0(scheduler, steps, strength):
+    path = Schedule(scheduler, steps).spread(strength)
+    times = [move.t for move in path]
+    assert len(path) == len(set(times)) == steps
+    assert times == sorted(times, reverse=True)
+    assert times[0] == round(1000 * strength) - 1
+    assert times[-1] == 1 or steps == 1
+    for before, after in pairwise(path):
+        assert before.alpha_to == after.alpha_from
+    for move in path:
+        assert move.alpha_from == float(scheduler.alphas_cumprod[move.t])
+    assert path[-1].alpha_to == float(scheduler.alphas_cumprod[0])
+    gaps = {a - b for a, b in pairwise(times)}
+    assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_bad_spread_raises(scheduler):
+    for strength in (0, -0.1, 1.1, float("nan")):
+        with pytest.raises(EditbookError, match="strength"):
+            Schedule(scheduler, 10).spread(strength)
+    with pytest.raises(EditbookError, match="do not fit into 99 timesteps"):
+        Schedule(scheduler, 100).spread(0.1)

@@ -306,6 +306,16 @@ SUITES: dict[str, tuple[Entry, ...]] = {
                 "direct-inversion",
             )
         ),
+        Entry(
+            "proxedit-soft",
+            "prompt-to-prompt",
+            {**P2P, "inversion": "proxedit", "prox": "l1", "quantile": 0.95},
+        ),
+        Entry(
+            "edit-friendly-ddpm",
+            "prompt-to-prompt",
+            {**P2P, "inversion": "edit-friendly-ddpm", "skip": 0.24, "inversion_scale": 1.0},
+        ),
     ),
 }
 """Comparisons of the book by name."""

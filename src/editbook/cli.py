@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ def _say_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        warnings.showwarning = lambda message, *_, **__: click.echo(f"editbook: {message}", err=True)
         try:
             return function(*args, **kwargs)
         except EditbookError as error:
@@ -108,7 +110,7 @@ def edit(
 
     if method not in methods.REGISTRY:
         raise unknown("method", method, methods.REGISTRY)
-    methods.REGISTRY[method].configured(**values)
+    editing.check_prompts(methods.REGISTRY[method].configured(**values), source, target)
     model = load(model_name, device=device, dtype=dtype)
     result = editing.edit(
         model, picture, method, source=source, target=target, seed=seed, mask=mask_picture, progress=True, **values
@@ -251,12 +253,12 @@ def bench_table(folder: Path) -> None:
 @click.option("--run", "run_folder", type=click.Path(path_type=Path), default=Path("runs/pocket"), show_default=True)
 @click.option(
     "--samples",
-    type=int,
+    type=click.IntRange(1),
     help="Training samples; the recipe's full length by default. For report: pictures for each number.",
 )
-@click.option("--minutes", type=float, help="Train for this long instead.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Train for this long instead.")
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--threads", type=int, help="CPU threads.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @click.option("--compile", "compile_", is_flag=True, help="Compile the network (for a GPU).")
 @click.option(
     "--workers", default=0, show_default=True, type=click.IntRange(0), help="Processes that draw scenes ahead."

@@ -62,11 +62,7 @@ def edit(
         editor = method
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise EditbookError(f"seed must be an integer from 0 to 2**63 - 1, got {seed!r}.")
-    for name, prompt in (("source", source), ("target", target)):
-        if not isinstance(prompt, str):
-            raise EditbookError(f"The {name} prompt must be a string, got {prompt!r}.")
-    if "source prompt" in editor.card.inputs and not source.strip():
-        raise EditbookError(f"{editor.card.id} needs a source prompt that describes the picture: give source='...'.")
+    check_prompts(editor, source, target)
     picture = None if image is None else fit(as_image(image), model.image_size)
     area = None if mask is None else latent_mask(mask, model.random_latent(seed))
     bar = _ProgressBar() if progress else None
@@ -92,6 +88,16 @@ def edit(
         "versions": {name: version(name) for name in ("editbook", "torch", "diffusers", "transformers")},
     }
     return result
+
+
+def check_prompts(editor: Method, source: str, target: str) -> None:
+    """Raise an `EditbookError` if a prompt is no text, or one that the method needs is missing."""
+    for name, prompt in (("source", source), ("target", target)):
+        if not isinstance(prompt, str):
+            raise EditbookError(f"The {name} prompt must be a string, got {prompt!r}.")
+        if f"{name} prompt" in editor.card.inputs and not prompt.strip():
+            wanted = "the picture as it is" if name == "source" else "the picture after the edit"
+            raise EditbookError(f"{editor.card.id} needs a {name} prompt that describes {wanted}.")
 
 
 class _ProgressBar:

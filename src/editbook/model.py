@@ -129,9 +129,10 @@ class Model:
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         limit = self.tokenizer.model_max_length
         for text in texts:
-            length = len(self.tokenizer(text).input_ids)
+            length = len(self.tokenizer(text, verbose=False).input_ids)
             if length > limit:
-                raise EditbookError(f"The prompt {text!r} has {length} tokens; the limit is {limit}. Shorten it.")
+                shown = text if len(text) <= 60 else f"{text[:57]}..."
+                raise EditbookError(f"The prompt {shown!r} has {length} tokens; the limit is {limit}. Shorten it.")
         tokens = self.tokenizer(texts, padding="max_length", max_length=limit, return_tensors="pt")
         return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0].to(self.dtype)
 

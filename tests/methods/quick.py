@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 QUICK: dict[str, dict[str, object]] = {
-    "disentanglement-diffusion": {"epochs": 1},
+    "disentanglement-diffusion": {"epochs": 0},
     "dynamic-prompt-learning": {"inner_steps": 1, "noun_steps": 1},
     "latent-inversion-timestep-aware": {"text_steps": 2},
     "null-text-inversion": {"inner_steps": 1},

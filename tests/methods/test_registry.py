@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from quick import QUICK
 
 import editbook
 from editbook.errors import EditbookError
@@ -17,10 +18,6 @@ from editbook.methods.base import REGISTRY, Method
 
 IDS = sorted(editbook.methods)
 ROOT = Path(editbook.methods.__file__).parent
-# Options that make methods which optimise something quick; nothing else about them changes.
-FAST: dict[str, dict[str, object]] = {
-    "dynamic-prompt-learning": {"noun_steps": 2, "inner_steps": 2},
-}
 PROMPTS = {"source": "a photo of a cat on the beach", "target": "a photo of a fox on the beach"}
 
 
@@ -80,7 +77,7 @@ def test_an_unknown_option_suggests_the_nearest(name, random_model, picture):
 
 @pytest.mark.parametrize("name", IDS)
 def test_same_seed_same_result_and_settings_repeat_it(name, random_model, picture):
-    first = editbook.edit(random_model, picture, name, **PROMPTS, seed=4, steps=3, **FAST.get(name, {}))
+    first = editbook.edit(random_model, picture, name, **PROMPTS, seed=4, steps=3, **QUICK.get(name, {}))
     settings = json.loads(json.dumps(first.settings))
     again = editbook.edit(
         random_model,
@@ -101,7 +98,7 @@ def test_same_seed_same_result_and_settings_repeat_it(name, random_model, pictur
 def test_the_edit_changes_the_picture_and_depends_on_the_target(name, random_model, picture):
     one, other = (
         editbook.edit(
-            random_model, picture, name, source=PROMPTS["source"], target=target, steps=3, **FAST.get(name, {})
+            random_model, picture, name, source=PROMPTS["source"], target=target, steps=3, **QUICK.get(name, {})
         )
         for target in (PROMPTS["target"], "a photo of a castle on the beach")
     )
@@ -113,7 +110,7 @@ def test_the_edit_changes_the_picture_and_depends_on_the_target(name, random_mod
 def test_float64_computes_the_same_to_rounding(name, random_model, random_model64, picture):
     images = [
         np.asarray(
-            editbook.edit(model, picture, name, **PROMPTS, steps=3, guidance_scale=2.0, **FAST.get(name, {})).image,
+            editbook.edit(model, picture, name, **PROMPTS, steps=3, guidance_scale=2.0, **QUICK.get(name, {})).image,
             float,
         )
         for model in (random_model, random_model64)
@@ -124,7 +121,7 @@ def test_float64_computes_the_same_to_rounding(name, random_model, random_model6
 @pytest.mark.parametrize("name", IDS)
 def test_callbacks_see_every_finite_step(name, random_model, picture):
     seen = []
-    options = {**PROMPTS, "steps": 4, **FAST.get(name, {})}
+    options = {**PROMPTS, "steps": 4, **QUICK.get(name, {})}
     editbook.edit(random_model, picture, name, **options, callbacks=[seen.append])
     assert {step.i for step in seen} == set(range(seen[-1].total))
     assert all(torch.isfinite(step.z_next).all() for step in seen)
@@ -133,7 +130,7 @@ def test_callbacks_see_every_finite_step(name, random_model, picture):
 @pytest.mark.parametrize("name", IDS)
 def test_the_model_is_left_as_it_was(name, random_model, picture):
     before = dict(random_model.unet.attn_processors)
-    editbook.edit(random_model, picture, name, **PROMPTS, steps=2, **FAST.get(name, {}))
+    editbook.edit(random_model, picture, name, **PROMPTS, steps=2, **QUICK.get(name, {}))
     after = random_model.unet.attn_processors
     assert all(after[key] is before[key] for key in before)
     assert not any(parameter.requires_grad for parameter in random_model.unet.parameters())
@@ -154,4 +151,21 @@ def test_the_model_is_left_as_it_was(name, random_model, picture):
 )
 def test_bad_input_raises(name, bad, message, random_model, picture):
     with pytest.raises(EditbookError, match=message):
-        editbook.edit(random_model, picture, name, **{**PROMPTS, "steps": 2, **FAST.get(name, {}), **bad})
+        editbook.edit(random_model, picture, name, **{**PROMPTS, "steps": 2, **QUICK.get(name, {}), **bad})
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_an_option_of_another_type_raises(name, random_model, picture):
+    bad = {bool: "yes", int: "many", float: "much", str: 3}
+    for option, default in editbook.methods[name].options().items():
+        if type(default) in bad:
+            with pytest.raises(EditbookError, match=option):
+                editbook.edit(random_model, picture, name, **PROMPTS, **{option: bad[type(default)]})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("reweight", {"fox": "x"}), ("reweight", 3), ("blend", 3), ("self_limit", "x")]
+)
+def test_options_of_prompt_to_prompt_that_are_no_plain_values(option, value, random_model, picture):
+    with pytest.raises(EditbookError, match=r"number|numbers|blend|self_limit"):
+        editbook.edit(random_model, picture, "prompt-to-prompt", **PROMPTS, **{option: value})

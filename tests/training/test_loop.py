@@ -144,3 +144,13 @@ def test_a_loss_that_is_not_finite_says_what_to_do(tmp_path):
     made.loss = lambda: weights(made).sum() * float("nan")
     with pytest.raises(EditbookError, match="learning_rate"):
         train(made, Plan(tmp_path, samples=80))
+
+
+def test_a_damaged_checkpoint_and_a_device_that_is_not_there_raise(tmp_path):
+    train(recipe(), Plan(tmp_path, samples=8 * 5))
+    checkpoint = tmp_path / "net" / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:500])
+    with pytest.raises(EditbookError, match="is damaged"):
+        train(recipe(), Plan(tmp_path, samples=8 * 10))
+    with pytest.raises(EditbookError, match="'tpu9' cannot be used"):
+        train(recipe(), Plan(tmp_path, samples=8, device="tpu9"))

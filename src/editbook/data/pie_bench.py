@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -65,11 +65,10 @@ def pie_bench(folder: str | Path, *, border: bool = True, exact: bool = True) ->
     for id, values in mapping.items():
         record = Record(root / MAPPING, id, values)
         facts = _facts(record)
-        if extras is None:
-            path = record.path(root / IMAGES, facts["image_path"])
-            make = partial(_read, record, facts, path, border)
-        else:
-            make = partial(_read_exact, Record(root / EXACT / "tasks.json", id, extras[id]), facts)
+        path = record.path(root / IMAGES, facts["image_path"])
+        make = partial(_read, record, facts, path, border)
+        if extras is not None:
+            make = partial(_read_exact, Record(root / EXACT / "tasks.json", id, extras[id]), facts, make)
         entries.append(Entry(id, facts["type_id"], make))
     return Benchmark(f"PIE-Bench layout in {root}", entries)
 
@@ -109,7 +108,8 @@ def _read(record: Record, facts: dict[str, Any], path: Path, border: bool) -> Be
     return BenchTask(**facts, source_image=image, truth=None, mask=mask.astype(np.float32))
 
 
-def _read_exact(record: Record, facts: dict[str, Any]) -> BenchTask:
+def _read_exact(record: Record, facts: dict[str, Any], published: Callable[[], BenchTask]) -> BenchTask:
+    published()  # raises where the part that PIE-Bench's own script reads is damaged
     folder = record.file.parent
     source = record.image(record.path(folder, f"{record.name}-source.png"))
     truth = record.image(record.path(folder, f"{record.name}-truth.png")) if record.get("truth", bool) else None

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..errors import EditbookError, unknown
+from ..errors import EditbookError, check_options, unknown
 from ..model import Model
 from ..sampling import (
     Blend,
@@ -221,4 +221,5 @@ def make_inverter(name: str, options: Mapping[str, Any]) -> Inverter:
     for option in options:
         if option not in kind.options():
             raise unknown(f"option of the inversion {kind.id}", option, kind.options())
+    check_options(kind.id, options, kind.options())
     return kind(**options)

@@ -125,10 +125,12 @@ class SecondOrder:
     Args:
         guidance: What estimates the noise.
         moves: The path that will be walked.
+        final_first_order: The last so many steps are first-order too. Extrapolation trusts h_t / h_{t+1} to be near 1;
+            where steps are even in t, it is about 4 in the step before the last, which comes to timestep 1.
     """
 
-    def __init__(self, guidance: Guidance, moves: Sequence[Move]) -> None:
-        self.guidance, self.moves = guidance, moves
+    def __init__(self, guidance: Guidance, moves: Sequence[Move], final_first_order: int = 0) -> None:
+        self.guidance, self.moves, self.final = guidance, moves, final_first_order
         self._before: torch.Tensor | None = None
 
     def __call__(self, model: Model, z_t: torch.Tensor, t: int, i: int) -> torch.Tensor:
@@ -137,7 +139,7 @@ class SecondOrder:
         move = self.moves[i]
         clean = clean_estimate(z_t, eps, move.alpha_from)
         before, self._before = self._before, clean
-        if i == 0 or move.alpha_to == 1:
+        if i == 0 or i >= len(self.moves) - self.final or move.alpha_to == 1:
             return eps
         if before is None or before.shape != clean.shape:
             raise EditbookError("A second-order path must be walked from its beginning, with the same latents.")

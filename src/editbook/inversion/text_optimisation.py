@@ -38,8 +38,8 @@ def fit_embedding(
     start: torch.Tensor,
     *,
     steps: int = 100,
-    learning_rate: float = 1e-3,
-    batch: int = 8,
+    learning_rate: float = 1e-2,
+    batch: int = 4,
     seed: int = 0,
     callback: Callable[[int, torch.Tensor], None] | None = None,
 ) -> tuple[torch.Tensor, list[float]]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from ..errors import EditbookError, unknown
+from ..errors import EditbookError, check_options, unknown
 from ..inversion import INVERSIONS, Inversion, make_inverter
 from ..inversion.base import inversion_name
 from ..model import Model
@@ -84,6 +84,8 @@ class Method:
     guidance_scale: float = 7.5
 
     def __post_init__(self) -> None:
+        defaults = {item.name: item.default for item in dataclasses.fields(self)}
+        check_options(self.card.id, {name: getattr(self, name) for name in defaults}, defaults)
         if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
             raise EditbookError(
                 f"guidance_scale must be a finite number of at least 0, got {self.guidance_scale!r}; "

@@ -59,8 +59,11 @@ def export(run: Path, destination: Path) -> Path:
     shutil.copytree(run / "tokenizer", destination / "tokenizer")
     index = {**_INDEX, "_diffusers_version": version("diffusers")}
     (destination / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    for path in destination.rglob("config.json"):  # the folder that a part was loaded from is nobody's business
-        config = json.loads(path.read_text())
+    for path in destination.rglob("config.json"):
+        # The folder that a part was loaded from is nobody's business. And transformers loads in the format that the
+        # config names, diffusers in float32: a pipeline made of both must not mix them.
+        text = path.read_text().replace('"dtype": "float16"', '"dtype": "float32"')
+        config = json.loads(text)
         config.pop("_name_or_path", None)
         path.write_text(json.dumps(config, indent=2) + "\n")
     records = {part: json.loads((run / part / "record.json").read_text()) for part in ("vae", "clip", "unet")}

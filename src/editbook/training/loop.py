@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -80,6 +81,11 @@ def train(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     Returns:
         Samples seen, seconds spent, last smoothed loss.
     """
+    try:
+        torch.empty(0, device=plan.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise EditbookError(f"The device {plan.device!r} cannot be used here: {reason}") from None
     if plan.threads:
         torch.set_num_threads(plan.threads)
     folder = plan.run / recipe.name
@@ -91,7 +97,11 @@ def train(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     seen, spent, smooth, step = 0, 0.0, float("nan"), 0
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=plan.device, weights_only=True)
+        try:
+            state = torch.load(checkpoint, map_location=plan.device, weights_only=True)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0]
+            raise EditbookError(f"{checkpoint} is damaged ({reason}): delete it to begin this part anew.") from error
         modules.load_state_dict(state["modules"])
         optimiser.load_state_dict(state["optimiser"])
         average = [mean.detach() for mean in state["average"]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -118,6 +118,18 @@ class PromptToPrompt(InvertingMethod):
         super().__post_init__()
         if self.edit not in ("auto", "swap", "refine"):
             raise unknown("edit of prompt-to-prompt", self.edit, ("auto", "swap", "refine"))
+        if not (isinstance(self.reweight, Mapping) and isinstance(self.word_replace, Mapping)):
+            raise EditbookError("reweight and word_replace map words to numbers, e.g. reweight={'golden': 3}.")
+        for word, number in {**self.reweight, **self.word_replace}.items():
+            if not isinstance(number, int | float):
+                raise EditbookError(f"The factor or fraction of {word!r} must be a number, got {number!r}.")
+        words = (self.blend,) if not isinstance(self.blend, Sequence) or isinstance(self.blend, str) else self.blend
+        if self.blend is not None and (len(words) > 2 or not all(isinstance(word, str) for word in words)):
+            raise EditbookError(f"blend is a word, or a source and a target word, got {self.blend!r}.")
+        if self.self_limit is not None and not isinstance(self.self_limit, int):
+            raise EditbookError(
+                f"self_limit is the height of a feature map in cells, or None, got {self.self_limit!r}."
+            )
         fractions = {"cross_replace": self.cross_replace, "self_replace": self.self_replace, **self.word_replace}
         for name, value in fractions.items():
             if not 0 <= value <= 1:

@@ -1,4 +1,4 @@
-"""Disentanglement Diffusion: learn, one number a step, when to switch from the old prompt to the new (Wu et al. 2023)."""
+"""Disentanglement Diffusion: learn when to switch from the old prompt to the new (Wu et al. 2023)."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class DisentanglementDiffusion(InvertingMethod):
     the neutral picture, which is sampled with all lambda = 1. The survey's "about 50 numbers" is N.
 
     Departures: DDIM steps instead of PLMS, whose steps reuse old estimates. VGG-16 features are not shipped; the
-    perceptual term compares features of the autoencoder's encoder and is balanced against the CLIP term, so the official
-    weight 0.05 does not apply. CLIP gets normalised pixels; the official code forgets that. The official code returns
+    perceptual term compares features of the autoencoder's encoder and is balanced against the CLIP term, so that the
+    official weight 0.05 does not apply. CLIP gets normalised pixels, which the official code forgets. That code returns
     the last epoch's picture, one update behind its weights; here the final weights are sampled once more. Its random
     residuals, which repair the inversion of a real picture, are left out: any inversion of the library can stand here.
 
@@ -91,6 +91,11 @@ class DisentanglementDiffusion(InvertingMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.learned: Learned | None = None
+        if self.inversion == "direct-inversion":
+            raise EditbookError(
+                "disentanglement-diffusion samples the edit by itself and cannot follow direct-inversion, whose first "
+                "row repeats the source: take another inversion, e.g. inversion='pnp-inversion'."
+            )
         if not 0 <= self.switch <= 1:
             raise EditbookError(f"switch is a fraction of the steps in [0, 1], got {self.switch!r}.")
         if not isinstance(self.epochs, int) or self.epochs < 0:
@@ -159,13 +164,13 @@ class DisentanglementDiffusion(InvertingMethod):
                 picture = pixels(model, sample(weights))
                 clip, perceptual = directional(picture), distance(picture)
                 if epoch == 0 and perceptual > 0:
-                    balance = self.perceptual * float(clip / perceptual)
+                    balance = self.perceptual * clip.item() / perceptual.item()
                 (weights.grad,) = torch.autograd.grad(clip + balance * perceptual, [weights])
                 if epoch == 0:
                     learned.gradient = weights.grad.tolist()
                 optimiser.step()
-                learned.clip.append(float(clip))
-                learned.perceptual.append(float(perceptual))
+                learned.clip.append(clip.item())
+                learned.perceptual.append(perceptual.item())
                 learned.weights.append(weights.tolist())
         return learned
 
@@ -224,8 +229,8 @@ class DirectionalLoss:
 
     def __init__(self, model: Model, clip: str | None, source: str, target: str, neutral: torch.Tensor) -> None:
         self.towers, tokenizer, mean, std = _towers(model, clip)
-        self._mean = torch.tensor(mean, device=model.device).view(3, 1, 1)
-        self._std = torch.tensor(std, device=model.device).view(3, 1, 1)
+        like = {"device": model.device, "dtype": self.towers.dtype}
+        self._mean, self._std = torch.tensor(mean, **like).view(3, 1, 1), torch.tensor(std, **like).view(3, 1, 1)
         limit = self.towers.config.text_config.max_position_embeddings
         options = {"padding": "max_length", "max_length": limit, "truncation": True, "return_tensors": "pt"}
         tokens = tokenizer([source, target], **options).input_ids.to(model.device)
@@ -236,7 +241,7 @@ class DirectionalLoss:
 
     def _embed(self, picture: torch.Tensor) -> torch.Tensor:
         side = self.towers.config.vision_config.image_size
-        fitted = picture.float()
+        fitted = picture.to(self.towers.dtype)
         if fitted.shape[-1] != side:
             fitted = functional.interpolate(fitted, (side, side), mode="bicubic", antialias=True)
         output = self.towers.vision_model((fitted - self._mean) / self._std).pooler_output
@@ -247,7 +252,7 @@ class DirectionalLoss:
         """The loss of a picture (1, 3, height, width) in [0, 1], a scalar."""
         moved = self._embed(picture) - self._image
         if not self._means_something or moved.norm() <= 1e-5 * self._image.norm():
-            return 1 + 0 * picture.sum().float()
+            return 1 + 0 * picture.sum()
         return 1 - functional.cosine_similarity(moved, self._text, dim=0)
 
 

@@ -11,7 +11,7 @@ import torch
 from ....errors import EditbookError
 from ....inversion import Inversion
 from ....inversion.text_optimisation import fit_embedding
-from ....masks import KeepSource, mask_array, paste_source_row
+from ....masks import KeepSource, mask_array
 from ....model import Model
 from ....result import Edit
 from ....sampling import Blend, Guidance, Schedule
@@ -74,11 +74,11 @@ class LatentInversionTimestepAware(InvertingMethod):
         inputs=("source prompt", "target prompt"),
         edit_types=("non-rigid",),
     )
-    switch: float = 0.1
+    switch: float = 0.2
     eta: float = 0.8
     text_steps: int = 100
-    text_rate: float = 5e-3
-    text_batch: int = 8
+    text_rate: float = 1e-2
+    text_batch: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,7 +102,7 @@ class LatentInversionTimestepAware(InvertingMethod):
         )
         mixed = torch.lerp(fitted, target, self.eta)
         at = round(self.switch * self.steps)
-        blends: list[Blend] = [lambda step: paste_source_row(step, 0.0) if step.i < at else step.z_next]
+        blends: list[Blend] = [lambda step: step.z_next[:1].expand_as(step.z_next) if step.i < at else step.z_next]
         if request.mask is not None:
             blends.append(KeepSource(inversion.latents[1:], request.mask, slice(1, None)))
         z_0 = sample_back(

@@ -32,6 +32,8 @@ class LEDITS(Inverter):
     Args:
         skip: The fraction of the timesteps above which the walk begins, in [0, 1). The steps are spread over the rest.
         order: 2 is the paper's solver, 1 the DDPM sampler of Edit Friendly DDPM.
+        final_first_order: See `SecondOrder`. The official code has 0, and with 20 or 30 steps its extrapolation to
+            timestep 1 shows in the edit; reconstruction is exact either way.
         inversion_scale: w under the source prompt when the maps are made. The repository takes 3.5 if it is given a
             source prompt, and then edits without one: that does not repeat the picture.
     """
@@ -39,6 +41,7 @@ class LEDITS(Inverter):
     id: ClassVar[str] = "ledits-pp"
     skip: float = 0.15
     order: int = 2
+    final_first_order: int = 2
     inversion_scale: float = 0.0
 
     def __post_init__(self) -> None:
@@ -48,6 +51,8 @@ class LEDITS(Inverter):
             )
         if self.order not in (1, 2):
             raise EditbookError(f"order of the solver must be 1 or 2, got {self.order!r}.")
+        if not isinstance(self.final_first_order, int) or self.final_first_order < 0:
+            raise EditbookError(f"final_first_order must be an integer of at least 0, got {self.final_first_order!r}.")
         if not (math.isfinite(self.inversion_scale) and self.inversion_scale >= 0):
             raise EditbookError(f"inversion_scale must be a finite number of at least 0, got {self.inversion_scale!r}.")
 
@@ -66,7 +71,7 @@ class LEDITS(Inverter):
         moves = with_sigma(schedule.spread(1 - self.skip))
 
         def guide(guidance: Guidance) -> Guidance:
-            return SecondOrder(guidance, moves) if self.order == 2 else guidance
+            return SecondOrder(guidance, moves, self.final_first_order) if self.order == 2 else guidance
 
         guidance = guide(source_guidance(model, prompt, self.inversion_scale))
         latents = independent_noisings(z_0, moves, seed)
@@ -228,6 +233,7 @@ class LEDITSPP(Method):
     Args:
         skip: As in `LEDITS`: the fraction of the timesteps that is left out; less of it changes more.
         order: As in `LEDITS`: 2 is the paper's solver, 1 that of Edit Friendly DDPM.
+        final_first_order: As in `LEDITS`; 0 is the official code.
         inversion_scale: As in `LEDITS`; above 0 it needs a source prompt and spoils the reconstruction.
         threshold: lambda of the target: the share of the latent that it leaves alone, in [0, 1).
         reverse: Move away from the target: removes what it names.
@@ -253,6 +259,7 @@ class LEDITSPP(Method):
     guidance_scale: float = 5.0
     skip: float = 0.15
     order: int = 2
+    final_first_order: int = 2
     inversion_scale: float = 0.0
     threshold: float = 0.9
     reverse: bool = False
@@ -270,7 +277,7 @@ class LEDITSPP(Method):
 
     def inverter(self) -> LEDITS:
         """The inversion with these options."""
-        return LEDITS(self.skip, self.order, self.inversion_scale)
+        return LEDITS(self.skip, self.order, self.final_first_order, self.inversion_scale)
 
     def prompts(self, target: str) -> list[EditPrompt]:
         """The target, if there is one, and the further edits."""

@@ -33,6 +33,16 @@ def rollback(b: int) -> Disturbance:
     return disturb
 
 
+def reference(z_0: torch.Tensor) -> Disturbance:
+    """The clean latent of the reference, at every step."""
+    return lambda visited, t: z_0
+
+
+def known(noise: torch.Tensor) -> Guidance:
+    """The guidance eps = n: a path that comes down again as add_noise with n goes up, without asking the model."""
+    return lambda model, z_t, t, i: noise.expand_as(z_t)
+
+
 @dataclass
 class DisturbedGuidance:
     """eps(x_sigma, t, null) + w [eps(x_t, t, C) - eps(x_sigma, t, null)], both halves told the same timestep t.
@@ -129,7 +139,8 @@ class NullTextGuidance(Method):
         """Noise the picture (or draw noise), then denoise with the disturbed guidance."""
         path = Schedule(model.scheduler, self.steps).sampling()
         noise = model.random_latent(request.seed)
-        disturb, before, z_T = rollback(self.b), guided(model, [request.target], self.guidance_scale), noise
+        disturb, z_T = rollback(self.b), noise
+        before: Guidance = guided(model, [request.target], self.guidance_scale)
         if request.image is None:
             if self.disturbance == "image":
                 raise EditbookError("The image disturbance needs a picture: give one, or disturbance='rollback'.")
@@ -139,7 +150,9 @@ class NullTextGuidance(Method):
         else:
             if path[-1].t > self.s:
                 raise EditbookError(f"s = {self.s} leaves no step to take; it must be at least {path[-1].t}.")
-            z_0 = model.encode(request.image)
+            z_0, before = model.encode(request.image), known(noise)
+            if self.disturbance == "image":
+                disturb = reference(z_0)
             z_T = add_noise(z_0, noise, path[0].alpha_from)
             source = [*(add_noise(z_0, noise, move.alpha_to) for move in path[:-1]), z_0]
         edited = follow(
