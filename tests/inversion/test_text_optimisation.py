@@ -121,3 +121,21 @@ def test_it_lowers_the_loss_on_pairs_that_it_never_saw(pocket_model):
         )
     assert asked < before
     assert after < 0.8 * before
+
+
+def test_timesteps_span_the_schedule_and_noise_is_fresh(problem, monkeypatch):
+    model, z_0, start = problem
+    drawn = []
+
+    def recorded(model, z_0, embedding, timesteps, noise):
+        drawn.append((timesteps, noise))
+        return denoising_loss(model, z_0, embedding, timesteps, noise)
+
+    monkeypatch.setattr("editbook.inversion.text_optimisation.denoising_loss", recorded)
+    fit_embedding(model, z_0, start, steps=2, batch=16)
+    seen = {t for timesteps, _ in drawn for t in timesteps}
+    total = model.scheduler.config.num_train_timesteps
+    assert len(seen) > 16
+    assert min(seen) < 0.25 * total
+    assert max(seen) > 0.75 * total
+    assert not torch.equal(drawn[0][1], drawn[1][1])

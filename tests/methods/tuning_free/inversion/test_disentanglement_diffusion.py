@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 
@@ -64,10 +62,10 @@ def test_the_ends_are_the_two_prompts(random_model64, picture, share, prompt):
     torch.testing.assert_close(mixed, plain, rtol=0, atol=1e-10)
 
 
-def test_all_weights_one_is_the_neutral_picture_and_another_switch_is_not(random_model, picture):
-    neutral = edit(random_model, picture, switch=1.0, epochs=0)
+def test_all_weights_one_is_the_neutral_picture_and_another_switch_is_not(random_model64, picture):
+    neutral = edit(random_model64, picture, switch=1.0, epochs=0)
     assert neutral.image.tobytes() == neutral.reconstruction.tobytes()
-    late = edit(random_model, picture, switch=0.5, epochs=0)
+    late = edit(random_model64, picture, switch=0.5, epochs=0)
     assert late.image.tobytes() != late.reconstruction.tobytes() == neutral.reconstruction.tobytes()
 
 
@@ -79,8 +77,8 @@ def test_each_weight_acts_in_its_own_step(random_model64, picture):
     for weights in ([1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.5, 0.0]):
         seen = []
         guidance = mixed_guidance(model, inversion, TARGET, torch.tensor(weights, dtype=torch.float64), 7.5)
-        follow(model, inversion.z_T, inversion.moves, guidance, callbacks=[lambda step: seen.append(step.z_next)])
-        walks.append(seen)
+        follow(model, inversion.z_T, inversion.moves, guidance, callbacks=[seen.append])
+        walks.append([step.z_next for step in seen])
     assert [torch.equal(a, b) for a, b in zip(*walks, strict=True)] == [True, True, False, False]
 
 
@@ -218,22 +216,21 @@ def test_bad_options_raise(random_model, picture, options, message):
 
 
 def test_what_it_is_for(pocket_model):
-    """The car turns golden, and it and the beach stay closer to the truth than under the target prompt alone."""
+    """The loss falls; car and beach are closer to the truth than under the target prompt alone."""
     from editbook.metrics import psnr
 
-    model, task = copy.copy(pocket_model), editbook.pocket.task("golden-car")
+    task = editbook.pocket.task("golden-car")
 
     def make(**options):
-        method = DisentanglementDiffusion(steps=12, guidance_scale=3.0, **options)
+        method = DisentanglementDiffusion(steps=10, guidance_scale=3.0, **options)
         prompts = {"source": task.source_prompt, "target": task.target_prompt}
-        result = editbook.edit(model, task.source_image, method, **prompts)
+        result = editbook.edit(pocket_model, task.source_image, method, **prompts)
         return method.learned, *(psnr(result.image, task.truth, mask) for mask in (task.mask, 1 - task.mask))
 
-    learned, inside, outside = make(switch=0.85, epochs=6, learning_rate=0.1)
-    _, start_inside, _ = make(switch=0.85, epochs=0)
+    learned, inside, outside = make(epochs=5)
     _, all_inside, all_outside = make(switch=0.0, epochs=0)
     balance = learned.clip[0] / learned.perceptual[0]
     losses = [clip + balance * distance for clip, distance in zip(learned.clip, learned.perceptual, strict=True)]
     assert losses[-1] < losses[0]
-    assert inside > max(start_inside, all_inside)
-    assert outside > all_outside
+    assert inside > all_inside + 1
+    assert outside > all_outside + 0.5

@@ -232,3 +232,35 @@ def test_masks_find_the_object_and_keep_the_rest(pocket_model):
             iou = [float((made[part] * exact).sum() / ((made[part] + exact) > 0).sum()) for made in guidance.masks]
             assert sum(iou) / len(iou) > 0.4
     assert sum(outside["intersect"]) > sum(outside["none"]) + 3
+
+
+def test_the_pipeline_of_diffusers_does_not_bring_the_picture_back(pocket_model):
+    """Its last step ends at sigma 0, where no noise can be extracted, and begins far above timestep 1."""
+    from diffusers import DPMSolverMultistepScheduler, LEditsPPPipelineStableDiffusion
+
+    model, task = pocket_model, editbook.pocket.task("cat-to-fox")
+    scheduler = DPMSolverMultistepScheduler.from_config(
+        model.scheduler.config, algorithm_type="sde-dpmsolver++", solver_order=2
+    )
+    pipeline = LEditsPPPipelineStableDiffusion(
+        model.vae, model.text_encoder, model.tokenizer, model.unet, scheduler, None, None, requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    before = dict(model.unet.attn_processors)
+    try:
+        pipeline.invert(task.source_image, num_inversion_steps=10, generator=torch.Generator().manual_seed(0))
+        theirs = pipeline(
+            editing_prompt=["a fox"],
+            edit_guidance_scale=0.0,
+            use_cross_attn_mask=False,
+            use_intersect_mask=False,
+            output_type="latent",
+        ).images
+    finally:
+        model.unet.set_attn_processor(before)
+    z_0 = model.encode(task.source_image)
+    assert not pipeline.zs[-1].any()
+    assert int(pipeline.inversion_steps[-1]) > 40
+    inversion = make_inverter("ledits-pp", {})(model, z_0, "", Schedule(model.scheduler, 10))
+    ours = reconstruct(model, inversion)
+    assert (ours - z_0).abs().max() < 1e-3 < 0.05 < (theirs - z_0).abs().max()

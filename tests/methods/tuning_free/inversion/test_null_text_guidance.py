@@ -148,7 +148,7 @@ def test_outside_a_mask_the_picture_stays(random_model, picture):
         ({"disturbance": "noise"}, "disturbance"),
         ({"s": 1000}, "s is a number"),
         ({"b": -1}, "b is a number"),
-        ({"b": 2.5}, "b is a number"),
+        ({"b": 2.5}, r"\bb\b"),
         ({"s": 0}, "leaves no step"),
     ],
 )
@@ -189,14 +189,16 @@ def test_the_image_disturbance_smooths_and_stays_near(pocket_model):
     assert np.mean(distance["image"]) < 0.9 * np.mean(distance["rollback"])
 
 
-def test_a_longer_rollback_sharpens_the_contours_of_a_mosaic(pocket_model):
-    edges = {}
-    for b in (0, 100, 300):
-        found = []
-        for scene in scenes("mosaic"):
-            contours = curvature(pocket.Scene(scene.background, scene.objects, seed=scene.seed).image()) >= 0.03
-            edit = editbook.edit(pocket_model, scene.image(), ID, target=scene.caption(), steps=25, b=b)
-            found.append(curvature(edit.image)[contours].mean())
-        edges[b] = np.mean(found)
-    assert edges[0] < edges[100] < edges[300]
-    assert edges[300] > 1.1 * edges[0]
+def test_the_rollback_hardens_strokes(pocket_model):
+    """On Stable Diffusion the paper finds flatter pictures; on this model texture grows with the contours."""
+    changes = []
+    for scene in scenes("van Gogh painting"):
+        flat = curvature(pocket.Scene(scene.background, scene.objects, seed=scene.seed).image()) < 0.03
+        options = {"target": scene.caption(), "steps": 25, "guidance_scale": 3.0}
+        usual, rolled = (
+            curvature(editbook.edit(pocket_model, scene.image(), ID, **options, b=b).image) for b in (0, 300)
+        )
+        changes.append((rolled[flat].mean() / usual[flat].mean(), rolled[~flat].mean() / usual[~flat].mean()))
+    texture, contours = np.mean(changes, 0)
+    assert texture > 1.05
+    assert contours > 1.02

@@ -106,9 +106,7 @@ class DisentanglementDiffusion(InvertingMethod):
         if not all(math.isfinite(value) for value in (self.late, *(self.weights or ()))):
             raise EditbookError("late and weights must be finite numbers.")
         if self.weights is not None and len(self.weights) != self.steps:
-            raise EditbookError(
-                f"weights must hold one number for each of the {self.steps} steps, not {len(self.weights)}."
-            )
+            raise EditbookError(f"weights must hold {self.steps} numbers, one for each step, not {len(self.weights)}.")
 
     def __call__(self, model: Model, request: Request) -> Edit:
         """Sample the neutral picture, learn the weights, sample with them."""

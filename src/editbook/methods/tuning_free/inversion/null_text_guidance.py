@@ -88,7 +88,7 @@ class NullTextGuidance(Method):
     Guidance leads away from the unconditional estimate. Made at another latent, that estimate differs in more than the
     text, and guidance leads away from that difference as well. "rollback" (Back-D) takes the latent that the walk
     visited b timesteps before, which is noisier; "image" (Image-D) takes the clean latent of the reference. Neither is
-    noised, rescaled or told its own timestep: the mismatch is the method.
+    noised to fit, rescaled or told its own timestep.
 
     A picture is noised to level s by the noise n of the seed, which is then denoised under the target prompt. Above s
     the noise is known, so the walk comes down from T with eps = n and no evaluation of the U-Net; this fills the
