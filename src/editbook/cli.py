@@ -26,7 +26,7 @@ def _say_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        warnings.showwarning = lambda message, *_, **__: click.echo(f"editbook: {message}", err=True)
+        warnings.showwarning = _say_warning
         try:
             return function(*args, **kwargs)
         except EditbookError as error:
@@ -37,6 +37,12 @@ def _say_errors(function: Callable[..., Any]) -> Callable[..., Any]:
             sys.exit(130)
 
     return wrapped
+
+
+def _say_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
+    """Print this library's own warnings as one line, without their place in the code; others are not the user's."""
+    if "editbook" in Path(filename).parts:
+        click.echo(f"editbook: {message}", err=True)
 
 
 def _values(pairs: tuple[str, ...]) -> dict[str, Any]:

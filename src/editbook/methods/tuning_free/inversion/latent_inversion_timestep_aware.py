@@ -82,6 +82,11 @@ class LatentInversionTimestepAware(InvertingMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.inversion == "ledits-pp":
+            raise EditbookError(
+                "latent-inversion-timestep-aware changes its guidance on the way and cannot follow ledits-pp, whose "
+                "solver builds on the step before: take another inversion, e.g. inversion='edit-friendly-ddpm'."
+            )
         for name, value in {"switch": self.switch, "eta": self.eta}.items():
             if not 0 <= value <= 1:
                 raise EditbookError(f"{name} must lie in [0, 1], got {value!r}.")
