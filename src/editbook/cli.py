@@ -26,15 +26,16 @@ def _say_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        warnings.showwarning = _say_warning
-        try:
-            return function(*args, **kwargs)
-        except EditbookError as error:
-            click.echo(f"editbook: {error}", err=True)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            click.echo("editbook: interrupted", err=True)
-            sys.exit(130)
+        with warnings.catch_warnings():  # puts back what was there: a command may run inside another program
+            warnings.showwarning = _say_warning
+            try:
+                return function(*args, **kwargs)
+            except EditbookError as error:
+                click.echo(f"editbook: {error}", err=True)
+                sys.exit(2)
+            except KeyboardInterrupt:
+                click.echo("editbook: interrupted", err=True)
+                sys.exit(130)
 
     return wrapped
 

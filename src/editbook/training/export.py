@@ -62,9 +62,10 @@ def export(run: Path, destination: Path) -> Path:
     for path in destination.rglob("config.json"):
         # The folder that a part was loaded from is nobody's business. And transformers loads in the format that the
         # config names, diffusers in float32: a pipeline made of both must not mix them.
-        text = path.read_text().replace('"dtype": "float16"', '"dtype": "float32"')
-        config = json.loads(text)
+        config = json.loads(path.read_text())
         config.pop("_name_or_path", None)
+        if "dtype" in config:
+            config["dtype"] = "float32"
         path.write_text(json.dumps(config, indent=2) + "\n")
     records = {part: json.loads((run / part / "record.json").read_text()) for part in ("vae", "clip", "unet")}
     (destination / "training.json").write_text(json.dumps(records, indent=2) + "\n")
