@@ -148,6 +148,7 @@ def test_owlvit_loads_and_detects_with_random_weights(tmp_path, tokenizer):
     )
 
     tokenizer = copy.deepcopy(tokenizer)
+    tokenizer("a cat", padding="max_length", max_length=40)  # the backend remembers this, and saves it
     tokenizer.model_max_length = 16
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
     tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -152,7 +152,15 @@ class OwlViT:
     @torch.no_grad()
     def __call__(self, image: Image.Image, words: Sequence[str]) -> list[Detection]:
         """All boxes above the threshold."""
-        inputs = self._processor(text=[[f"a photo of a {word}" for word in words]], images=image, return_tensors="pt")
+        inputs = self._processor(
+            text=[[f"a photo of a {word}" for word in words]],
+            images=image,
+            padding="max_length",
+            # Said here, because a saved tokenizer may remember another length.
+            max_length=self._model.config.text_config.max_position_embeddings,
+            truncation=True,
+            return_tensors="pt",
+        )
         outputs = self._model(**inputs.to(self._model.device))
         # Square input: the processor resizes without padding, so boxes are fractions of the picture itself.
         probabilities, labels = outputs.logits[0].sigmoid().max(-1)
