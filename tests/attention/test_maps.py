@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import editbook
-from editbook.attention import AttentionMaps, Capture, Chain, Site, tokens_of
+from editbook.attention import AttentionMaps, Capture, Chain, Site, heights, map_height, smooth, tokens_of
 from editbook.errors import EditbookError
 from editbook.metrics import peak_inside
 from editbook.sampling import ClassifierFreeGuidance, Schedule, follow
@@ -162,3 +162,29 @@ def test_the_trained_model_looks_at_the_object(pocket_model):
         hits.append(peak_inside(control.maps(pocket_model.tokenizer, [prompt]).map(word, size=64), mask))
         area.append(mask.mean())
     assert np.mean(hits) > np.mean(area) + 0.2
+
+
+def test_smoothing_keeps_a_constant_and_the_sum_of_a_point():
+    assert torch.allclose(smooth(torch.full((2, 5, 5), 0.3)), torch.tensor(0.3))
+    point = torch.zeros(1, 5, 5)
+    point[0, 2, 2] = 1
+    assert float(smooth(point).sum()) == pytest.approx(1)
+    assert float(smooth(point)[0, 2, 1] / smooth(point)[0, 2, 2]) == pytest.approx(np.exp(-1), rel=1e-5)
+
+
+def test_the_smoothing_kernel_is_that_of_diffusers():
+    from diffusers.pipelines.ledits_pp.pipeline_leditspp_stable_diffusion import LeditsGaussianSmoothing
+
+    maps = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(maps[:, None], (1, 1, 1, 1), mode="reflect")
+    for k in range(2):
+        torch.testing.assert_close(smooth(maps)[k], LeditsGaussianSmoothing("cpu")(padded[k : k + 1])[0, 0])
+
+
+def test_maps_are_read_at_most_at_sixteen_cells(random_model):
+    unet = random_model.unet  # three levels
+    assert heights(unet, 64) == [64, 32, 16]
+    assert heights(unet, 15) == [15, 8, 4]
+    assert map_height(unet, 64) == map_height(unet, 128) - 16 == 16
+    assert (map_height(unet, 16), map_height(unet, 16, below_finest=True)) == (16, 8)
+    assert map_height(unet, 64, limit=32) == 32

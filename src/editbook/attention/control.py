@@ -8,8 +8,8 @@ and stays on the fused call: see `swap.Swap`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 
 from ..errors import EditbookError
+from ..sampling import Attention
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,38 @@ class Projected(NamedTuple):
     mask: torch.Tensor | None = None
 
 
+def heights(unet: Any, latent_height: int) -> list[int]:
+    """Heights of the U-Net's feature maps, finest first: 64, 32, 16, 8 in SD 1.x at 512 px."""
+    return [-(-latent_height // 2**depth) for depth in range(len(unet.config.block_out_channels))]
+
+
+def map_height(unet: Any, latent_height: int, *, limit: int = 16, below_finest: bool = False) -> int:
+    """The height at which maps of words are read: the largest of at most 16 cells, else the smallest there is.
+
+    Args:
+        unet: The U-Net.
+        latent_height: Of the latent, in cells.
+        limit: Largest height.
+        below_finest: Leave the finest level out, as every choice does on Stable Diffusion, where it has 64 cells.
+    """
+    found = heights(unet, latent_height)
+    return next((height for height in found[1 if below_finest else 0 :] if height <= limit), found[-1])
+
+
+def source_of(batch: int, rows: int) -> list[int]:
+    """For each row of the U-Net's batch the row that holds the source, where targets read from it.
+
+    The null rows come first. A null row reads from the null row of the source where there is one, else from the
+    conditional source row: the source then has w = 1 (see `ClassifierFreeGuidance`).
+
+    Args:
+        batch: Rows of the batch.
+        rows: The conditional ones, which are the last; the first of them is the source.
+    """
+    nulls = batch - rows
+    return [0 if nulls == rows else nulls] * nulls + [nulls] * rows
+
+
 def sites(unet: Any, latent_size: tuple[int, int]) -> dict[str, Site]:
     """All attention layers by the name of their processor, in the order of execution.
 
@@ -92,14 +125,19 @@ class Control:
     """Reads or changes attention. Subclasses say which layers they want, and what they do there.
 
     A control sees the conditional rows only: with guidance the unconditional ones attend to the empty prompt, and
-    methods leave them alone. `step` and `total` are set by the sampler, never counted from calls.
+    methods leave them alone (`exchange`, which gets the whole batch, is the exception). `step` and `total` are set by
+    the sampler, never counted from calls.
 
-    At a layer, first every active control may `exchange` what goes into attention, in order, then every one that reads
-    probabilities may `apply` itself to them, in order.
+    At a layer there are four places to step in. Each is offered to all active controls in order before the next one:
+    `exchange` what goes into attention, `rescore` before the softmax, `apply` after it, and `observe` what comes out.
     """
 
+    reads_scores: ClassVar[bool] = False
+    """Whether `rescore` is called, which forms the scores."""
     reads_probabilities: ClassVar[bool] = True
-    """Whether `apply` is called; a control without it leaves the layer on fused attention."""
+    """Whether `apply` is called; a control that reads neither leaves the layer on fused attention."""
+    reads_outputs: ClassVar[bool] = False
+    """Whether `observe` is called."""
     step: int = 0
     total: int = 1
 
@@ -114,6 +152,24 @@ class Control:
     def exchange(self, projected: Projected, site: Site, rows: int) -> Projected:
         """The query, key and value to go on with; see `swap.Swap`."""
         return projected
+
+    def rescore(self, scores: torch.Tensor, site: Site) -> torch.Tensor:
+        """The scores Q K^T / sqrt(d) to go on with.
+
+        Args:
+            scores: (rows, heads, pixels, tokens), conditional rows only. Not to be changed in place.
+            site: The layer.
+        """
+        raise NotImplementedError
+
+    def observe(self, output: torch.Tensor, site: Site) -> torch.Tensor:
+        """The layer's output to go on with, behind its output projection.
+
+        Args:
+            output: (rows, pixels, channels), conditional rows only. Not to be changed in place.
+            site: The layer.
+        """
+        raise NotImplementedError
 
     def apply(self, probabilities: torch.Tensor, site: Site) -> torch.Tensor:
         """The attention probabilities to go on with.
@@ -140,11 +196,15 @@ class Control:
             yield
 
 
-class Chain(Control):
-    """Several controls on one U-Net, applied in order at each layer; each must match some layer."""
+class Chain:
+    """Several controls on one U-Net, applied in order at each layer; each must match some layer.
 
-    def __init__(self, controls: Sequence[Control]) -> None:
-        self.controls: list[Control] = []
+    Args:
+        controls: Controls of attention, of residual features, and other chains.
+    """
+
+    def __init__(self, controls: Sequence[Attention]) -> None:
+        self.controls: list[Attention] = []
         for control in controls:
             self.controls += control.controls if isinstance(control, Chain) else [control]
 
@@ -156,7 +216,13 @@ class Chain(Control):
     @contextmanager
     def attached(self, unet: Any, latent_size: tuple[int, int], rows: int) -> Iterator[None]:
         """As `Control.attached`, for all of them together."""
-        with _processors(unet, latent_size, rows, self.controls):
+        of_attention = [control for control in self.controls if isinstance(control, Control)]
+        with ExitStack() as stack:
+            if of_attention:
+                stack.enter_context(_processors(unet, latent_size, rows, of_attention))
+            for control in self.controls:
+                if not isinstance(control, Control):
+                    stack.enter_context(control.attached(unet, latent_size, rows))
             yield
 
 
@@ -211,32 +277,39 @@ class _Controlled:
         for control in active:
             projected = control.exchange(projected, self.site, self.rows)
         _check(projected, query, self.site)
-        readers = [control for control in active if control.reads_probabilities]
-        if readers:
-            out = self._explicit(projected, readers, attn.scale)
+        if any(control.reads_scores or control.reads_probabilities for control in active):
+            out = self._explicit(projected, active, attn.scale)
         else:
             out = functional.scaled_dot_product_attention(
                 projected.query, projected.key, projected.value, projected.mask, scale=attn.scale
             )
         out = out.transpose(1, 2).flatten(2)
         out = attn.to_out[1](attn.to_out[0](out))
+        observers = [control for control in active if control.reads_outputs]
+        if observers:
+            out = self._conditional(out, [control.observe for control in observers])
         return out / attn.rescale_output_factor
 
-    def _explicit(self, projected: Projected, readers: Sequence[Control], scale: float) -> torch.Tensor:
-        """A V, with A shown to the controls that read it."""
+    def _conditional(self, whole: torch.Tensor, parts: Sequence[Callable[[torch.Tensor, Site], torch.Tensor]]) -> Any:
+        """What the parts make, in order, of the conditional rows, behind the other rows."""
+        edited = whole[-self.rows :]
+        for part in parts:
+            edited = part(edited, self.site)
+        if edited.shape != whole[-self.rows :].shape:
+            raise EditbookError(f"A control changed the shape of attention at {self.site} to {tuple(edited.shape)}.")
+        return torch.cat([whole[: -self.rows], edited.to(whole)])
+
+    def _explicit(self, projected: Projected, controls: Sequence[Control], scale: float) -> torch.Tensor:
+        """A V, with A shown to the controls that read it, or the scores that it is made of."""
         query, key, value, mask = projected
         scores = query @ key.transpose(-1, -2) * scale
+        scores = self._conditional(scores, [control.rescore for control in controls if control.reads_scores])
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
         # A softmax in half precision is too coarse; float64 stays what it is.
         probabilities = scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1).to(query.dtype)
-        edited = probabilities[-self.rows :]
-        for control in readers:
-            edited = control.apply(edited, self.site)
-        if edited.shape[-2:] != probabilities.shape[-2:] or len(edited) != self.rows:
-            raise EditbookError(f"A control changed the shape of attention at {self.site} to {tuple(edited.shape)}.")
-        probabilities = torch.cat([probabilities[: -self.rows], edited.to(probabilities)])
-        return probabilities @ value
+        readers = [control.apply for control in controls if control.reads_probabilities]
+        return self._conditional(probabilities, readers) @ value
 
 
 def _check(projected: Projected, query: torch.Tensor, site: Site) -> None:

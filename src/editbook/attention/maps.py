@@ -6,7 +6,8 @@ Aggregation recipes and the layers to use: Hertz et al. 2022 (Prompt-to-Prompt),
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,48 @@ class Capture(Control):
     def maps(self, tokenizer: Any, prompts: Sequence[str]) -> AttentionMaps:
         """The records together with the prompts that they belong to, one for each kept row."""
         return AttentionMaps(self.records, tokenizer, prompts)
+
+
+class MeanMaps(Control):
+    """Mean attention over heads, layers and calls, of one resolution for each kind; keeps the graph where there is one.
+
+    Args:
+        resolutions: Height of the feature map by kind, e.g. {"cross": 16, "self": 32}.
+    """
+
+    def __init__(self, resolutions: Mapping[str, int]) -> None:
+        self.resolutions = resolutions
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all calls."""
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def wants(self, site: Site) -> bool:
+        """The layers of the resolutions asked for."""
+        return self.resolutions.get(site.kind) == site.resolution
+
+    def apply(self, probabilities: torch.Tensor, site: Site) -> torch.Tensor:
+        """Add the mean over heads of the last row; change nothing."""
+        self.size = (site.height, site.width)
+        self._sums[site.kind] = self._sums.get(site.kind, 0) + probabilities[-1].mean(0)
+        self._counts[site.kind] = self._counts.get(site.kind, 0) + 1
+        return probabilities
+
+    def mean(self, kind: str = "cross") -> torch.Tensor:
+        """(height, width, tokens), where the tokens of "self" are the pixels that are attended to."""
+        mean = self._sums[kind] / self._counts[kind]
+        height = self.resolutions[kind]
+        return mean.unflatten(0, (height, -1))
+
+
+def smooth(maps: torch.Tensor) -> torch.Tensor:
+    """Attend-and-Excite's 3 x 3 Gaussian over maps (n, height, width): its "sigma 0.5" gives weights 1 and 1/e."""
+    line = torch.tensor([math.exp(-1), 1, math.exp(-1)], dtype=maps.dtype, device=maps.device)
+    kernel = torch.outer(line, line) / line.sum() ** 2
+    padded = functional.pad(maps[:, None], (1, 1, 1, 1), mode="reflect")
+    return functional.conv2d(padded, kernel[None, None])[:, 0]
 
 
 class AttentionMaps:

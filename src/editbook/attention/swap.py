@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 
 from ..errors import EditbookError, unknown
-from .control import Control, Projected, Site
+from .control import Control, Projected, Site, source_of
 
 
 class Swap(Control):
@@ -84,8 +84,8 @@ class MutualSelfAttention(Swap):
     Queries carry the layout, keys and values the content; so the target draws its own layout with what the source has.
     The first steps and the encoder are left alone, because there the layout is still to be found (Cao et al. 2023).
 
-    A null row attends to the null row of the source where there is one, else to the conditional source row: the source
-    then has w = 1, and under a negative prompt that is its own (ProxEdit) both are the same row.
+    Which row is the source for a null row: see `control.source_of`. Under a negative prompt that is the source's own
+    (ProxEdit) both of its rows are the same.
 
     Args:
         resolutions: As in `Swap`; the paper's layers 10 to 15 are the decoder's two finest (32 and 64 in SD).
@@ -116,9 +116,8 @@ class MutualSelfAttention(Swap):
     def exchange(self, projected: Projected, site: Site, rows: int) -> Projected:
         """The source's keys and values for everyone, or both, half by half."""
         batch = len(projected.key)
-        nulls = batch - rows
-        source = [0 if nulls == rows else nulls] * nulls + [nulls] * rows
-        modes = [self.inject_null] * nulls + [self.inject] * rows
+        source = source_of(batch, rows)
+        modes = [self.inject_null] * (batch - rows) + [self.inject] * rows
         own = list(range(batch))
         first = [row if mode != "source" else other for row, other, mode in zip(own, source, modes, strict=True)]
         second = [row if mode == "none" else other for row, other, mode in zip(own, source, modes, strict=True)]

@@ -25,6 +25,7 @@ import torch
 from ..errors import EditbookError, check_options, unknown
 from ..model import Model
 from ..sampling import (
+    Attention,
     Blend,
     Callback,
     ClassifierFreeGuidance,
@@ -78,6 +79,7 @@ class Inversion:
         direction: Reshapes the guidance direction, see `ClassifierFreeGuidance`.
         guide: Wraps the guidance as a whole.
         blend: Corrects z_next after each step; the source is row 0.
+        attention: A control that sampling back runs under, before the editor's own.
         sampled: The sampling path of the source row, if one was recorded.
     """
 
@@ -91,6 +93,7 @@ class Inversion:
     direction: Direction | None = field(default=None, repr=False)
     guide: Callable[[Guidance], Guidance] | None = field(default=None, repr=False)
     blend: Blend | None = field(default=None, repr=False)
+    attention: Attention | None = field(default=None, repr=False)
     sampled: Trajectory | None = field(default=None, repr=False)
 
     @property

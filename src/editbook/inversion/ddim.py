@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..model import Model
-from ..sampling import Callback, ClassifierFreeGuidance, Schedule, Trajectory, follow
+from ..sampling import Attention, Callback, ClassifierFreeGuidance, Schedule, Trajectory, follow
 from .base import Inversion, Inverter
 
 
@@ -21,6 +21,7 @@ def ddim_inversion(
     *,
     guidance_scale: float = 1.0,
     timestep: str = "next",
+    attention: Attention | None = None,
     callbacks: Iterable[Callback] = (),
 ) -> Inversion:
     """Walk the sampling path backwards, from the picture's latent to noise.
@@ -35,13 +36,14 @@ def ddim_inversion(
         schedule: The steps.
         guidance_scale: Of the walk up: 1 by default, as in Null-text Inversion; above it inversion tends to diverge.
         timestep: See `Schedule.inversion`.
+        attention: Reads or changes attention on the way up; its step 0 is the one next to the picture.
         callbacks: Get each `Step`.
     """
     walked = Trajectory()
     condition = model.embed(prompt).expand(len(z_0), -1, -1)
     null = model.embed("") if guidance_scale != 1 else None
     guidance = ClassifierFreeGuidance(condition, null, guidance_scale)
-    follow(model, z_0, schedule.inversion(timestep), guidance, callbacks=[walked, *callbacks])
+    follow(model, z_0, schedule.inversion(timestep), guidance, attention=attention, callbacks=[walked, *callbacks])
     return Inversion(walked.latents[::-1], walked.noises[::-1], schedule.sampling(), prompt)
 
 

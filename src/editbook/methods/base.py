@@ -11,12 +11,14 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
+from ..attention import AttentionMaps, Chain
 from ..errors import EditbookError, check_options, unknown
 from ..inversion import INVERSIONS, Inversion, make_inverter
 from ..inversion.base import inversion_name
+from ..masks import mask_array
 from ..model import Model
 from ..result import Edit
-from ..sampling import Attention, Blend, Callback, ClassifierFreeGuidance, Schedule, Step, Trajectory, follow
+from ..sampling import Attention, Blend, Callback, ClassifierFreeGuidance, Guidance, Schedule, Step, Trajectory, follow
 
 
 @dataclass(frozen=True)
@@ -119,12 +121,15 @@ class Method:
 class InvertingMethod(Method):
     """A method that begins by inverting the picture, by any inversion of the library.
 
+    A method that `generates` also edits a picture that it samples itself (`image=None`), from the seed's noise.
+
     Args:
         inversion: Which inversion makes the trajectory: a name of `editbook.inversion.INVERSIONS`.
         inversion_options: Its own options. `editbook.edit` also takes them among the method's:
             `edit(..., inversion="null-text-inversion", inner_steps=5)`.
     """
 
+    generates: ClassVar[bool] = False
     inversion: str = "ddim-inversion"
     inversion_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -146,9 +151,16 @@ class InvertingMethod(Method):
         return cls(**options)
 
     def invert(self, model: Model, request: Request, schedule: Schedule) -> Inversion:
-        """The request's picture, inverted under its source prompt."""
+        """The request's picture, inverted under its source prompt; or the seed's noise, where there is no picture.
+
+        Raises:
+            EditbookError: There is no picture, and the method or the inversion needs one.
+        """
         if request.image is None:
-            raise EditbookError("An inversion needs a picture.")
+            if not self.generates or self.inversion != "ddim-inversion":
+                raise EditbookError("An inversion needs a picture.")
+            z_T = model.random_latent(request.seed)
+            return Inversion([z_T], [], schedule.sampling(), request.source, source_scale=None)
         inverter = make_inverter(self.inversion, self.inversion_options)
         return inverter(
             model,
@@ -173,6 +185,7 @@ def sample_back(
     scale: float,
     *,
     source_scale: float | None = None,
+    guidance: Guidance | None = None,
     attention: Attention | None = None,
     blends: Iterable[Blend] = (),
     callbacks: Iterable[Callback] = (),
@@ -187,7 +200,8 @@ def sample_back(
         prompts: The source's, then the edits'.
         scale: w of the edits.
         source_scale: w of the source row; None is what the inversion needs.
-        attention: A control of all rows.
+        guidance: Of all rows, instead of classifier-free guidance with the prompts; wrapped as the inversion asks.
+        attention: A control of all rows; it comes after the inversion's own, if that has one.
         blends: Applied in order after each step, when the inversion has corrected its source row.
         callbacks: Get each `Step`.
 
@@ -202,14 +216,50 @@ def sample_back(
             step.z_next = part(step)
         return step.z_next
 
+    if guidance is None:
+        guidance = inversion.guidance(model, prompts, scale, source_scale)
+    elif inversion.guide is not None:
+        guidance = inversion.guide(guidance)
+    controls = [control for control in (inversion.attention, attention) if control is not None]
     return follow(
         model,
         inversion.z_T.repeat(len(prompts), 1, 1, 1),
         inversion.moves,
-        inversion.guidance(model, prompts, scale, source_scale),
-        attention=attention,
+        guidance,
+        attention=Chain(controls) if controls else None,
         blend=blend if parts else None,
         callbacks=[inversion.sampled, *callbacks],
+    )
+
+
+def finish(
+    model: Model,
+    request: Request,
+    inversion: Inversion,
+    z_0: torch.Tensor,
+    *,
+    mask: torch.Tensor | None = None,
+    attention: AttentionMaps | None = None,
+) -> Edit:
+    """Decode what `sample_back` came to: row 0 is the reconstruction, the last row the edit.
+
+    Args:
+        model: The model.
+        request: What was asked for; without a picture, row 0 is the source that was generated.
+        inversion: The way there and back.
+        z_0: (rows, channels, height, width).
+        mask: Where the method edited, (1, 1, h, w); None is the request's.
+        attention: Maps to keep.
+    """
+    pictures = model.decode_batch(z_0[[0, -1]])
+    generated = request.image is None
+    return Edit(
+        pictures[1],
+        pictures[0] if request.image is None else request.image,
+        reconstruction=pictures[0],
+        mask=mask_array(request.mask if mask is None else mask),
+        inversion=None if generated else inversion,
+        attention=attention,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +15,6 @@ from editbook.methods.tuning_free.inversion.dynamic_prompt_learning import (
     background_mask,
     noun_losses,
     override_tokens,
-    smooth,
 )
 from editbook.pocket import Change, Scene, Thing, make_task
 from editbook.sampling import Schedule
@@ -121,14 +119,6 @@ def test_losses_lie_between_0_and_1():
         losses = noun_losses(random, [[1], [2, 3], [5]], mask)
         assert (losses >= 0).all()
         assert (losses <= 1 + 1e-6).all()
-
-
-def test_smoothing_keeps_a_constant_and_the_sum_of_a_point():
-    assert torch.allclose(smooth(torch.full((2, 5, 5), 0.3)), torch.tensor(0.3))
-    point = torch.zeros(1, 5, 5)
-    point[0, 2, 2] = 1
-    assert float(smooth(point).sum()) == pytest.approx(1)
-    assert float(smooth(point)[0, 2, 1] / smooth(point)[0, 2, 2]) == pytest.approx(np.exp(-1), rel=1e-5)
 
 
 def test_the_background_is_what_no_noun_owns():

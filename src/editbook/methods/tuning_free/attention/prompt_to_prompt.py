@@ -8,14 +8,13 @@ from typing import Any, ClassVar
 
 import torch
 
-from ....attention import Capture, Chain, Control, Site, refine_mapper, swap_mapper, tokens_of
+from ....attention import Capture, Chain, Control, Site, heights, map_height, refine_mapper, swap_mapper, tokens_of
 from ....errors import EditbookError, unknown
-from ....inversion import Inversion
-from ....masks import LocalBlend, PasteSourceRow, mask_array
+from ....masks import LocalBlend, PasteSourceRow
 from ....model import Model
 from ....result import Edit
 from ....sampling import Blend, Schedule
-from ...base import Card, InvertingMethod, Request, sample_back
+from ...base import Card, InvertingMethod, Request, finish, sample_back
 
 
 class PromptToPromptControl(Control):
@@ -104,6 +103,7 @@ class PromptToPrompt(InvertingMethod):
         inputs=("source prompt", "target prompt"),
         edit_types=("texture", "style", "object addition"),
     )
+    generates: ClassVar[bool] = True
     edit: str = "auto"
     cross_replace: float = 0.8
     self_replace: float = 0.4
@@ -162,13 +162,13 @@ class PromptToPrompt(InvertingMethod):
         schedule = Schedule(model.scheduler, self.steps)
         model.embed(prompts)  # before the inversion: prompts that cannot be used should cost no walk
         side = model.latent_shape[1]
-        levels = [side // 2**depth for depth in range(len(model.unet.config.block_out_channels))]
+        levels = heights(model.unet, side)
         controls: list[Control] = [self.control(model.tokenizer, request.source, request.target, side)]
         blends: list[Blend] = []
         local = None
         if self.blend is not None:
             words = (self.blend, self.blend) if isinstance(self.blend, str) else tuple(self.blend)
-            coarse = next((r for r in levels[1:] if r <= 16), levels[-1])
+            coarse = map_height(model.unet, side, below_finest=True)
             local = LocalBlend(model.tokenizer, prompts, words, [coarse], threshold=self.blend_threshold)
             controls.append(local)
             blends.append(local)
@@ -176,11 +176,7 @@ class PromptToPrompt(InvertingMethod):
             blends.append(PasteSourceRow(request.mask))
         capture = Capture(resolutions=[r for r in levels if r <= 32][:2] or levels[-1:])
 
-        if request.image is None:
-            z_T = model.random_latent(request.seed)
-            inversion = Inversion([z_T], [], schedule.sampling(), request.source, source_scale=None)
-        else:
-            inversion = self.invert(model, request, schedule)
+        inversion = self.invert(model, request, schedule)
         z_0 = sample_back(
             model,
             inversion,
@@ -191,15 +187,7 @@ class PromptToPrompt(InvertingMethod):
             blends=blends,
             callbacks=request.callbacks,
         )
-        reconstruction, image = model.decode_batch(z_0)
         mask = request.mask
         if local is not None and local.mask is not None:
             mask = local.mask if request.mask is None else local.mask * request.mask
-        return Edit(
-            image,
-            request.image if request.image is not None else reconstruction,
-            reconstruction=reconstruction,
-            mask=mask_array(mask),
-            inversion=inversion if request.image is not None else None,
-            attention=capture.maps(model.tokenizer, prompts),
-        )
+        return finish(model, request, inversion, z_0, mask=mask, attention=capture.maps(model.tokenizer, prompts))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ....masks import KeepSource, mask_array
+from ....masks import KeepSource
 from ....model import Model
 from ....result import Edit
 from ....sampling import Schedule
-from ...base import Card, InvertingMethod, Request, sample_back
+from ...base import Card, InvertingMethod, Request, finish, sample_back
 
 
 @dataclass
@@ -47,12 +47,4 @@ class DDIMInversion(InvertingMethod):
             blends=[] if request.mask is None else [KeepSource(inversion.latents[1:], request.mask, slice(1, None))],
             callbacks=request.callbacks,
         )
-        reconstruction, image = model.decode_batch(z_0)
-        assert request.image is not None
-        return Edit(
-            image,
-            request.image,
-            reconstruction=reconstruction,
-            mask=mask_array(request.mask),
-            inversion=inversion,
-        )
+        return finish(model, request, inversion, z_0)

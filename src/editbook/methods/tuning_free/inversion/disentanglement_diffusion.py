@@ -13,11 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from ....errors import EditbookError
 from ....inversion import Inversion
-from ....masks import KeepSource, mask_array
+from ....masks import KeepSource
 from ....model import Model
 from ....result import Edit
 from ....sampling import Callback, Guidance, Schedule, Step, follow
-from ...base import Card, InvertingMethod, Request, reconstruct
+from ...base import Card, InvertingMethod, Request, finish, reconstruct
 
 
 @dataclass
@@ -80,6 +80,7 @@ class DisentanglementDiffusion(InvertingMethod):
         inputs=("source prompt", "target prompt"),
         edit_types=("texture", "style", "object addition"),
     )
+    generates: ClassVar[bool] = True
     switch: float = 0.4
     late: float = 0.0
     epochs: int = 10
@@ -112,11 +113,7 @@ class DisentanglementDiffusion(InvertingMethod):
         """Sample the neutral picture, learn the weights, sample with them."""
         schedule = Schedule(model.scheduler, self.steps)
         model.embed([request.source, request.target])  # prompts that cannot be used should cost no walk
-        if request.image is None:
-            z_T = model.random_latent(request.seed)
-            inversion = Inversion([z_T], [], schedule.sampling(), request.source)
-        else:
-            inversion = self.invert(model, request, schedule)
+        inversion = self.invert(model, request, schedule)
         neutral = reconstruct(model, inversion, self.guidance_scale, request.callbacks)
         assert inversion.sampled is not None
         blend = None if request.mask is None else KeepSource(inversion.sampled.latents[1:], request.mask)
@@ -134,14 +131,7 @@ class DisentanglementDiffusion(InvertingMethod):
 
         self.learned = self._learn(model, request, neutral, sample)
         z_0 = sample(torch.tensor(self.learned.weights[-1]).to(neutral))
-        reconstruction, image = model.decode_batch(torch.cat([neutral, z_0]))
-        return Edit(
-            image,
-            request.image if request.image is not None else reconstruction,
-            reconstruction=reconstruction,
-            mask=mask_array(request.mask),
-            inversion=inversion if request.image is not None else None,
-        )
+        return finish(model, request, inversion, torch.cat([neutral, z_0]))
 
     def _learn(
         self, model: Model, request: Request, neutral: torch.Tensor, sample: Callable[[torch.Tensor], torch.Tensor]

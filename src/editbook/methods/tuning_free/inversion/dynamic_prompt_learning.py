@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from ....attention import Control, Site, sites, tokens_of
+from ....attention import MeanMaps, map_height, smooth, tokens_of
 from ....errors import EditbookError
 from ....inversion import ddim_inversion
 from ....model import Model
@@ -25,40 +25,6 @@ from .null_text_inversion import NullText, NullTextTuning, TunedInversion, needs
 LOSSES = ("attention balancing", "background leakage", "disjoint objects")
 _WEIGHTS = torch.tensor([1.0, 0.05, 0.05])
 _BETA, _ALPHA = (0.3, 0.7, 0.9), (25.0, 50.0, 25.0)
-
-
-class MeanMaps(Control):
-    """Mean attention over heads, layers and calls, of one resolution for each kind; keeps the graph where there is one.
-
-    Args:
-        resolutions: Height of the feature map by kind, e.g. {"cross": 16, "self": 32}.
-    """
-
-    def __init__(self, resolutions: Mapping[str, int]) -> None:
-        self.resolutions = resolutions
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget all calls."""
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
-
-    def wants(self, site: Site) -> bool:
-        """The layers of the resolutions asked for."""
-        return self.resolutions.get(site.kind) == site.resolution
-
-    def apply(self, probabilities: torch.Tensor, site: Site) -> torch.Tensor:
-        """Add the mean over heads of the last row; change nothing."""
-        self.size = (site.height, site.width)
-        self._sums[site.kind] = self._sums.get(site.kind, 0) + probabilities[-1].mean(0)
-        self._counts[site.kind] = self._counts.get(site.kind, 0) + 1
-        return probabilities
-
-    def mean(self, kind: str = "cross") -> torch.Tensor:
-        """(height, width, tokens), where the tokens of "self" are the pixels that are attended to."""
-        mean = self._sums[kind] / self._counts[kind]
-        height = self.resolutions[kind]
-        return mean.unflatten(0, (height, -1))
 
 
 @contextmanager
@@ -141,14 +107,6 @@ def noun_losses(maps: torch.Tensor, nouns: Sequence[Sequence[int]], background: 
     pairs = torch.ones_like(cosines, dtype=torch.bool).tril(-1)
     together = cosines[pairs].mean() if len(nouns) > 1 else torch.zeros_like(leak)
     return torch.stack([(1 - peaks).amax().clamp_min(0), leak, together])
-
-
-def smooth(maps: torch.Tensor) -> torch.Tensor:
-    """Attend-and-Excite's 3 x 3 Gaussian over (n, height, width); sigma 0.5 there gives weights 1 and 1/e, as here."""
-    line = torch.tensor([math.exp(-1), 1, math.exp(-1)], dtype=maps.dtype, device=maps.device)
-    kernel = torch.outer(line, line) / line.sum() ** 2
-    padded = functional.pad(maps[:, None], (1, 1, 1, 1), mode="reflect")
-    return functional.conv2d(padded, kernel[None, None])[:, 0]
 
 
 def background_mask(maps: MeanMaps, nouns: Sequence[Sequence[int]], clusters: int, threshold: float) -> torch.Tensor:
@@ -368,8 +326,7 @@ class DynamicPrompt(NullText):
         callbacks = list(callbacks)
         nouns = self.chosen(model.tokenizer, prompt)
         size = (z_0.shape[-2], z_0.shape[-1])
-        levels = sorted({site.resolution for site in sites(model.unet, size).values()}, reverse=True)
-        cross, own = (next((r for r in levels if r <= limit), levels[-1]) for limit in (16, 32))
+        cross, own = (map_height(model.unet, size[0], limit=limit) for limit in (16, 32))
         watched = MeanMaps({"cross": cross, "self": own})
         with watched.attached(model.unet, size, 1):
             pivot = ddim_inversion(model, z_0, prompt, schedule, callbacks=callbacks)

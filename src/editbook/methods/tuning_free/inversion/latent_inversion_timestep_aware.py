@@ -11,11 +11,11 @@ import torch
 from ....errors import EditbookError
 from ....inversion import Inversion
 from ....inversion.text_optimisation import fit_embedding
-from ....masks import KeepSource, mask_array
+from ....masks import KeepSource
 from ....model import Model
 from ....result import Edit
 from ....sampling import Blend, Guidance, Schedule
-from ...base import Card, InvertingMethod, Request, sample_back
+from ...base import Card, InvertingMethod, Request, finish, sample_back
 
 
 @dataclass
@@ -82,11 +82,6 @@ class LatentInversionTimestepAware(InvertingMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.inversion == "ledits-pp":
-            raise EditbookError(
-                "latent-inversion-timestep-aware changes its guidance on the way and cannot follow ledits-pp, whose "
-                "solver builds on the step before: take another inversion, e.g. inversion='edit-friendly-ddpm'."
-            )
         for name, value in {"switch": self.switch, "eta": self.eta}.items():
             if not 0 <= value <= 1:
                 raise EditbookError(f"{name} must lie in [0, 1], got {value!r}.")
@@ -118,15 +113,7 @@ class LatentInversionTimestepAware(InvertingMethod):
             blends=blends,
             callbacks=request.callbacks,
         )
-        reconstruction, image = model.decode_batch(z_0)
-        assert request.image is not None
-        return Edit(
-            image,
-            request.image,
-            reconstruction=reconstruction,
-            mask=mask_array(request.mask),
-            inversion=inversion,
-        )
+        return finish(model, request, inversion, z_0)
 
 
 def timestep_aware(model: Model, inversion: Inversion, mixed: torch.Tensor, at: int, scale: float) -> Inversion:
@@ -143,13 +130,15 @@ def timestep_aware(model: Model, inversion: Inversion, mixed: torch.Tensor, at: 
         scale: w of the source phase for an inversion whose source takes the edit's.
     """
     own = scale if inversion.source_scale is None else inversion.source_scale
-    first = inversion.guidance(model, [inversion.prompt] * (1 + len(mixed)), own, own)
+    first = replace(inversion, guide=None).guidance(model, [inversion.prompt] * (1 + len(mixed)), own, own)
 
     def embed(model: Model, prompts: Sequence[str]) -> torch.Tensor:
         source = inversion.embed(model, prompts[:1]) if inversion.embed else model.embed(prompts[:1])
         return torch.cat([source, mixed.expand(*source.shape[:-3], -1, -1, -1)], -3)
 
     def guide(second: Guidance) -> Guidance:
-        return Switch(first, inversion.guide(second) if inversion.guide else second, at)
+        switch = Switch(first, second, at)
+        # As a whole: a solver that builds on the step before must see the steps of both phases.
+        return inversion.guide(switch) if inversion.guide else switch
 
     return replace(inversion, embed=embed, guide=guide)

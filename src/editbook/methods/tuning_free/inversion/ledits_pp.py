@@ -11,15 +11,14 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional
 
-from ....attention import Capture, tokens_of
+from ....attention import Capture, map_height, smooth, tokens_of
 from ....errors import EditbookError, unknown
 from ....inversion import Inversion, Inverter
 from ....inversion.stochastic import SecondOrder, extract_noise, independent_noisings, source_guidance, with_sigma
-from ....masks import mask_array
 from ....model import Model
 from ....result import Edit
-from ....sampling import Callback, Guidance, Schedule, Trajectory, follow
-from ...base import Card, Method, Request
+from ....sampling import Callback, Guidance, Schedule
+from ...base import Card, Method, Request, finish, sample_back
 
 
 @dataclass
@@ -140,7 +139,12 @@ class EditGuidance:
     ) -> None:
         if masks not in MASKS:
             raise unknown("kind of masks", masks, MASKS)
-        self.edits, self.kind, self.side, self.mask = list(edits), masks, side or attention_side(model), mask
+        self.edits, self.kind, self.side, self.mask = (
+            list(edits),
+            masks,
+            side or map_height(model.unet, model.latent_shape[1]),
+            mask,
+        )
         self._null = model.embed("")
         self._embeddings = model.embed([edit.prompt for edit in edits]) if edits else self._null[:0]
         self._tokens = [
@@ -178,7 +182,7 @@ class EditGuidance:
         for row, k in enumerate(active):
             threshold = self.edits[k].threshold
             if reads:
-                cells = above(smooth(heat[row][:, :, self._tokens[k]].sum(-1)), threshold)
+                cells = above(smooth(heat[row][:, :, self._tokens[k]].sum(-1)[None])[0], threshold)
                 made["attention"][k, 0] = functional.interpolate(cells[None, None], size).to(z_t)[0, 0]
             if self.kind in ("intersect", "guidance"):
                 made["guidance"][k, 0] = above(g[row].abs().sum(0), threshold)
@@ -199,24 +203,10 @@ class EditGuidance:
 MASKS = ("intersect", "attention", "guidance", "none")
 
 
-def attention_side(model: Model) -> int:
-    """Height of the feature maps to read: the largest of at most 16, on Stable Diffusion a quarter of the latent."""
-    side = model.latent_shape[1]
-    levels = [side // 2**depth for depth in range(len(model.unet.config.block_out_channels))]
-    return next((level for level in levels if level <= 16), levels[-1])
-
-
 def above(values: torch.Tensor, threshold: float) -> torch.Tensor:
     """1 where a map (h, w) reaches its quantile of that threshold, else 0."""
     exact = values.to(torch.promote_types(values.dtype, torch.float32))  # quantile knows no half precision
     return (exact >= torch.quantile(exact.flatten(), threshold)).to(values)
-
-
-def smooth(heat: torch.Tensor) -> torch.Tensor:
-    """A map (h, w) after the official 3 x 3 kernel: its "sigma 0.5" stands for exp(-d^2), a sigma of 0.71."""
-    line = torch.tensor([math.exp(-1), 1.0, math.exp(-1)]).to(heat)
-    kernel = torch.outer(line, line) / line.sum() ** 2
-    return functional.conv2d(functional.pad(heat[None, None], (1, 1, 1, 1), mode="reflect"), kernel[None, None])[0, 0]
 
 
 @dataclass
@@ -306,21 +296,6 @@ class LEDITSPP(Method):
         inversion = self.inverter()(
             model, z_0, request.source, schedule, seed=request.seed, callbacks=request.callbacks
         )
-        assert inversion.guide is not None
-        inversion.sampled = Trajectory(rows=1)
-        reconstruction, image = model.decode_batch(
-            follow(
-                model,
-                inversion.z_T.repeat(2, 1, 1, 1),
-                inversion.moves,
-                inversion.guide(guidance),
-                callbacks=[inversion.sampled, *request.callbacks],
-            )
-        )
-        return Edit(
-            image,
-            request.image,
-            reconstruction=reconstruction,
-            mask=mask_array(guidance.area()),
-            inversion=inversion,
-        )
+        prompts = [request.source, request.target]
+        z_0 = sample_back(model, inversion, prompts, 1.0, guidance=guidance, callbacks=request.callbacks)
+        return finish(model, request, inversion, z_0, mask=guidance.area())

@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional
 
-from ....attention import MutualSelfAttention
+from ....attention import MutualSelfAttention, heights
 from ....errors import EditbookError, unknown
 from ....inversion import Inversion
-from ....masks import KeepSource, PasteSourceRow, mask_array
+from ....masks import KeepSource, PasteSourceRow
 from ....model import Model
 from ....result import Edit
 from ....sampling import Callback, Schedule, Step
-from ...base import Card, Request, sample_back
+from ...base import Card, Request, finish, sample_back
 from ..attention.prompt_to_prompt import PromptToPrompt
 from .negative_prompt_inversion import NegativePrompt
 
@@ -224,7 +224,6 @@ class ProxEdit(PromptToPrompt):
         prompts = [request.source, request.target]
         model.embed(prompts)  # before the inversion: prompts that cannot be used should cost no walk
         inversion = self.invert(model, request, Schedule(model.scheduler, self.steps))
-        side = model.latent_shape[1]
         # The official code gives the source row its own prompt as the negative one, which is w = 1.
         z_0 = sample_back(
             model,
@@ -232,16 +231,10 @@ class ProxEdit(PromptToPrompt):
             prompts,
             self.guidance_scale,
             source_scale=1.0 if self.source_guidance_scale is None else self.source_guidance_scale,
-            attention=MutualSelfAttention([side, side // 2], start=self.mutual_start, inject_null=self.inject_null),
+            attention=MutualSelfAttention(
+                heights(model.unet, model.latent_shape[1])[:2], start=self.mutual_start, inject_null=self.inject_null
+            ),
             blends=[] if request.mask is None else [PasteSourceRow(request.mask)],
             callbacks=request.callbacks,
         )
-        reconstruction, image = model.decode_batch(z_0)
-        assert request.image is not None
-        return Edit(
-            image,
-            request.image,
-            reconstruction=reconstruction,
-            mask=mask_array(request.mask),
-            inversion=inversion,
-        )
+        return finish(model, request, inversion, z_0)
