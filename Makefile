@@ -37,6 +37,7 @@ test-slow: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/overhead.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/methods.py
 
 clean:
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache

@@ -195,6 +195,71 @@ def test_a_control_that_changes_the_shape_raises(random_model):
             noise(random_model, Replace(function))
 
 
+class Rescore(Replace):
+    """Whatever a function makes of the scores."""
+
+    reads_scores, reads_probabilities = True, False
+
+    def rescore(self, scores, site):
+        return self.function(scores)
+
+
+class Output(Replace):
+    """Whatever a function makes of a layer's output, which stays on fused attention."""
+
+    reads_probabilities, reads_outputs = False, True
+
+    def observe(self, output, site):
+        return self.function(output)
+
+
+@pytest.mark.parametrize("kind", ["cross", "self"])
+def test_scores_are_what_the_softmax_makes_probabilities_of(random_model64, kind):
+    untouched = noise(random_model64)
+    shifted = noise(random_model64, Rescore(lambda scores: scores + 7, kind))  # a constant of each row drops out
+    torch.testing.assert_close(shifted, untouched, rtol=0, atol=1e-12)
+    flat = noise(random_model64, Rescore(torch.zeros_like, kind))
+    uniform = noise(random_model64, Replace(lambda p: torch.full_like(p, 1 / p.shape[-1]), kind))
+    torch.testing.assert_close(flat, uniform, rtol=0, atol=1e-12)
+    assert (flat - untouched).abs().max() > 1e-3
+
+
+def test_scores_come_before_probabilities(random_model64):
+    seen = []
+    chain = Chain([Replace(lambda p: seen.append(p) or p), Rescore(torch.zeros_like)])
+    noise(random_model64, chain)
+    assert all(torch.allclose(p, torch.full_like(p, 1 / p.shape[-1])) for p in seen)
+
+
+def test_outputs_can_be_read_and_changed(random_model64):
+    seen = []
+    same = noise(random_model64, Output(lambda out: seen.append(out) or out))
+    torch.testing.assert_close(same, noise(random_model64), rtol=0, atol=1e-12)
+    assert {out.ndim for out in seen} == {3}
+    assert {len(out) for out in seen} == {len(PROMPTS)}
+    nothing = noise(random_model64, Output(torch.zeros_like))
+    no_text = noise(random_model64, Output(torch.zeros_like), prompts=[PROMPTS[0]] * 3)
+    torch.testing.assert_close(nothing, no_text, rtol=0, atol=1e-12)  # without cross-attention text has no say
+
+
+@pytest.mark.parametrize("control", [Rescore, Output])
+def test_the_other_places_keep_the_shape_too(random_model, control):
+    with pytest.raises(EditbookError, match="changed the shape"):
+        noise(random_model, control(lambda x: x[:1]))
+
+
+def test_null_rows_are_not_rescored(random_model64):
+    null = random_model64.embed("")
+    z = random_model64.random_latent(0)
+    guided = ClassifierFreeGuidance(random_model64.embed(PROMPTS[:1]), null, 0.0)  # w = 0: the null rows alone
+    moves = Schedule(random_model64.scheduler, 2).sampling()
+    plain = follow(random_model64, z, moves, guided)
+    for control in (Rescore(torch.zeros_like), Output(torch.zeros_like)):
+        torch.testing.assert_close(
+            follow(random_model64, z, moves, guided, attention=control), plain, rtol=0, atol=1e-12
+        )
+
+
 def test_layers_with_a_mask_are_refused(random_model):
     mask = torch.ones(1, 40)
     mask[:, 5:] = 0
