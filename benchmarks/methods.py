@@ -128,65 +128,6 @@ def cases(model: Model, steps: int) -> dict[str, tuple[Callable[[], object], flo
     return found
 
 
-@contextmanager
-def recorded(model: Model) -> Iterator[list[Call]]:
-    """A context in which all network calls are written down."""
-    calls: list[Call] = []
-
-    def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        calls.append(
-            Call(
-                module,
-                detached(args),
-                dict(zip(kwargs, detached(kwargs.values()), strict=True)),
-                first(out).requires_grad,
-            )
-        )
-
-    def detached(values: Any) -> tuple[Any, ...]:
-        return tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in values)
-
-    with ExitStack() as stack:
-        for module in (model.unet, model.vae.encoder, model.vae.decoder, model.text_encoder):
-            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
-        yield calls
-
-
-def ratio(model: Model, run: Callable[[], object], rounds: int) -> tuple[float, int, int]:
-    """Time of a run over that of its bare calls, how many calls, and how many of them backwards."""
-    with recorded(model) as calls:
-        run()
-
-    def bare() -> None:
-        for call in calls:
-            call()
-
-    whole, alone = alternately(run, bare, rounds)
-    return whole / alone, len(calls), sum(call.tracked for call in calls)
-
-
-def cases(model: Model, steps: int) -> dict[str, tuple[Callable[[], object], float]]:
-    """Every inversion and every editor with the goal of its ratio."""
-    task = editbook.pocket.task(TASK)
-    z_0, schedule = model.encode(task.source_image), Schedule(model.scheduler, steps)
-    found: dict[str, tuple[Callable[[], object], float]] = {}
-    for name in INVERSIONS:
-        inverter = make_inverter(name, QUICK.get(name, {}))
-        run: Callable[[], object] = partial(inverter, model, z_0, task.source_prompt, schedule)
-        found[f"inversion {name}"] = run, 1.10
-    for name, method in REGISTRY.items():
-        options = {"steps": steps, **QUICK.get(name, {})}
-        editor = method.configured(**options)
-        mask = task.mask if "mask" in method.card.inputs else None
-        found[f"editor {name}"] = (
-            lambda editor=editor, mask=mask: editbook.edit(
-                model, task.source_image, editor, source=task.source_prompt, target=task.target_prompt, mask=mask
-            ),
-            1.35 if issubclass(method, REGISTRY["prompt-to-prompt"]) or name in MAPS else 1.10,
-        )
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="parts of names; all by default")
