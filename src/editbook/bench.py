@@ -316,6 +316,11 @@ SUITES: dict[str, tuple[Entry, ...]] = {
             "prompt-to-prompt",
             {**P2P, "inversion": "edit-friendly-ddpm", "skip": 0.24, "inversion_scale": 1.0},
         ),
+        # Editors of their own, with their papers' settings: no Prompt-to-Prompt.
+        Entry("ledits-pp", "ledits-pp"),
+        Entry("null-text-guidance", "null-text-guidance"),
+        Entry("latent-inversion-timestep-aware", "latent-inversion-timestep-aware"),
+        Entry("disentanglement-diffusion", "disentanglement-diffusion"),
     ),
 }
 """Comparisons of the book by name."""

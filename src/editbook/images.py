@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import warnings
 from functools import cache
@@ -165,6 +166,13 @@ def save_image(image: Image.Image, path: str | os.PathLike[str]) -> Path:
         message = f"Cannot write {str(path)!r} as {options['format']}: {_one_line(error)}."
         raise EditbookError(message) from error
     return write_file(path, data.getvalue())
+
+
+def data_address(image: Image.Image) -> str:
+    """A picture as the address of a PNG that stands in the page itself."""
+    data = BytesIO()
+    image.convert("RGB").save(data, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:

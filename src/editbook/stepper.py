@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from .errors import EditbookError
+from .images import data_address
 
 _FRAME = (
     "width:{side}px;height:{side}px;image-rendering:pixelated;background-image:url({address});"
@@ -84,6 +83,4 @@ def _strip(frames: Sequence[Image.Image]) -> str:
                 f"The frames of one picture must have one size, got {frame.size} and {(width, height)}."
             )
         tall.paste(frame.convert("RGB"), (0, k * height))
-    data = io.BytesIO()
-    tall.save(data, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+    return data_address(tall)

@@ -8,7 +8,18 @@ from typing import Any, ClassVar
 
 import torch
 
-from ....attention import Capture, Chain, Control, Site, heights, map_height, refine_mapper, swap_mapper, tokens_of
+from ....attention import (
+    AttentionMaps,
+    Capture,
+    Chain,
+    Control,
+    Site,
+    heights,
+    map_height,
+    refine_mapper,
+    swap_mapper,
+    tokens_of,
+)
 from ....errors import EditbookError, unknown
 from ....masks import LocalBlend, PasteSourceRow
 from ....model import Model
@@ -162,19 +173,20 @@ class PromptToPrompt(InvertingMethod):
         schedule = Schedule(model.scheduler, self.steps)
         model.embed(prompts)  # before the inversion: prompts that cannot be used should cost no walk
         side = model.latent_shape[1]
-        levels = heights(model.unet, side)
+        levels, coarse = heights(model.unet, side), map_height(model.unet, side, below_finest=True)
         controls: list[Control] = [self.control(model.tokenizer, request.source, request.target, side)]
         blends: list[Blend] = []
         local = None
         if self.blend is not None:
             words = (self.blend, self.blend) if isinstance(self.blend, str) else tuple(self.blend)
-            coarse = map_height(model.unet, side, below_finest=True)
             local = LocalBlend(model.tokenizer, prompts, words, [coarse], threshold=self.blend_threshold)
             controls.append(local)
             blends.append(local)
         if request.mask is not None:
             blends.append(PasteSourceRow(request.mask))
         capture = Capture(resolutions=[r for r in levels if r <= 32][:2] or levels[-1:])
+        # What each place attends to, for the explorer: at one level, and in ten of the steps, for it is large.
+        places = Capture(["self"], [coarse], range(0, self.steps, -(-self.steps // 10)))
 
         inversion = self.invert(model, request, schedule)
         z_0 = sample_back(
@@ -183,11 +195,18 @@ class PromptToPrompt(InvertingMethod):
             prompts,
             self.guidance_scale,
             source_scale=self.source_guidance_scale,
-            attention=Chain([*controls, capture]),
+            attention=Chain([*controls, capture, places]),
             blends=blends,
             callbacks=request.callbacks,
         )
         mask = request.mask
         if local is not None and local.mask is not None:
             mask = local.mask if request.mask is None else local.mask * request.mask
-        return finish(model, request, inversion, z_0, mask=mask, attention=capture.maps(model.tokenizer, prompts))
+        return finish(
+            model,
+            request,
+            inversion,
+            z_0,
+            mask=mask,
+            attention=AttentionMaps({**capture.records, **places.records}, model.tokenizer, prompts),
+        )
