@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 
 import pytest
 from click.testing import CliRunner
 
+import editbook
 from editbook import bench as module
-from editbook.bench import SUITES, Entry, drawn_tasks, load_records, suite, summary, sweep, table
+from editbook.bench import (
+    SUITES,
+    SURVEY_TYPES,
+    Entry,
+    drawn_tasks,
+    load_pictures,
+    load_records,
+    measured_ticks,
+    suite,
+    summary,
+    sweep,
+    table,
+)
 from editbook.cli import main
 from editbook.errors import EditbookError
 from editbook.methods import REGISTRY
@@ -113,3 +127,46 @@ def test_the_command_line(swept):
         assert result.exit_code == 2
         assert message in result.output
         assert json.dumps(result.output).count("\\n") == 1
+
+
+def test_a_picture_of_every_type_is_kept(swept):
+    folder, names, _ = swept
+    kept = load_pictures(folder)
+    assert set(kept) == {"quick"}
+    assert set(kept["quick"]) == set(names)
+    assert kept["quick"][names[0]].size == (64, 64)
+
+
+def test_a_mask_is_the_tasks_own(random_model, tmp_path):
+    name = drawn_tasks(1)[1]
+    options = {"steps": 2, "guidance_scale": 2.0}
+    sweep(random_model, Entry("masked", "ddim-inversion", options, mask=True), [name], tmp_path)
+    task = bench().task(name)
+    with_mask = editbook.edit(
+        random_model,
+        task.source_image,
+        "ddim-inversion",
+        source=task.source_prompt,
+        target=task.target_prompt,
+        mask=task.mask,
+        **options,
+    )
+    assert load_pictures(tmp_path)["masked"][name].tobytes() == with_mask.image.tobytes()
+    with pytest.raises(EditbookError, match="other settings"):
+        sweep(random_model, Entry("masked", "ddim-inversion", options), [name], tmp_path)
+
+
+def test_ticks_are_shares_of_the_types_that_a_column_means():
+    records = [
+        {"type": "change colour", "changed": True, "kept": True},
+        {"type": "change material", "changed": True, "kept": False},
+        {"type": "change pose", "changed": True, "kept": True},
+        {"type": "change background", "changed": False, "kept": False},
+    ]
+    shares = measured_ticks(records)
+    assert shares["texture"] == 0.5
+    assert shares["non-rigid"] == 1
+    assert math.isnan(shares["object removal"])
+    assert {kind for kinds in SURVEY_TYPES.values() for kind in kinds} <= set(TYPES)
+    columns = {column for method in REGISTRY.values() for column in method.card.edit_types}
+    assert columns <= set(SURVEY_TYPES)

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from .editing import edit
 from .errors import EditbookError, unknown
 from .files import writable_folder
+from .images import read_image, save_image
 from .metrics import edit_success, load_reader, psnr
 from .model import Model
 from .pocket import TYPES, bench
@@ -32,11 +34,13 @@ class Entry:
         name: Its name in tables, and of its file of records.
         method: An id of `editbook.methods`.
         options: The method's options, and its inversion's; JSON-able.
+        mask: Give the method the task's exact mask, as a user would draw it.
     """
 
     name: str
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    mask: bool = False
 
 
 def drawn_tasks(each: int, size: int = 64) -> list[str]:
@@ -120,6 +124,7 @@ def sweep(
         entry: What to run.
         names: Names of tasks.
         folder: Where records are kept, `<entry.name>.jsonl`: one line that says what was run, then one for each task.
+            The edits of the first ten names, one of each type, are kept beside it, `<entry.name>/<task>.png`.
         seed: Of all random draws.
         progress: Wraps the names that are left, e.g. `tqdm`.
 
@@ -136,6 +141,7 @@ def sweep(
         "options": dict(entry.options),
         "model": model.name,
         "seed": seed,
+        **({"mask": True} if entry.mask else {}),
     }
     known = {record["task"]: record for record in _read(path, head)} if path.is_file() else {}
     tasks, reader = bench(model.image_size), load_reader()
@@ -151,8 +157,11 @@ def sweep(
                 source=task.source_prompt,
                 target=task.target_prompt,
                 seed=seed,
+                mask=task.mask if entry.mask else None,
                 **entry.options,
             )
+            if name in names[: len(TYPES)]:
+                save_image(made.image, writable_folder(folder / entry.name) / f"{name}.png")
             known[name] = {
                 "task": name,
                 "type": TYPES[task.type_id or 0],
@@ -199,6 +208,39 @@ def load_records(folder: str | Path) -> dict[str, list[dict[str, Any]]]:
     if not files:
         raise EditbookError(f"{folder} holds no records: run `editbook bench run` first.")
     return {path.stem: _read(path) for path in files}
+
+
+def load_pictures(folder: str | Path) -> dict[str, dict[str, Image.Image]]:
+    """The edited pictures that a comparison kept, by entry and by task; one task of each type.
+
+    Args:
+        folder: As for `load_records`.
+    """
+    shipped = RECORDS / folder
+    found: dict[str, dict[str, Image.Image]] = {}
+    for path in sorted((shipped if shipped.is_dir() else Path(folder)).glob("*/*.png")):
+        found.setdefault(path.parent.name, {})[path.stem] = read_image(path)
+    return found
+
+
+SURVEY_TYPES: dict[str, tuple[str, ...]] = {
+    "texture": ("change colour", "change material"),
+    "shape": ("change object",),
+    "style": ("change style",),
+    "non-rigid": ("change pose",),
+    "object addition": ("add object",),
+    "object removal": ("remove object",),
+}
+"""The columns of the survey's Table 1, and the types of PocketBench that ask for such an edit."""
+
+
+def measured_ticks(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The share of edits that succeed for each column of the survey's Table 1; NaN where none was tried."""
+    shares = {}
+    for column, types in SURVEY_TYPES.items():
+        verdicts = [record["changed"] and record["kept"] for record in records if record["type"] in types]
+        shares[column] = statistics.fmean(verdicts) if verdicts else math.nan
+    return shares
 
 
 @dataclass(frozen=True)
@@ -340,11 +382,14 @@ def suite(name: str) -> tuple[Entry, ...]:
 __all__ = [
     "RECORDS",
     "SUITES",
+    "SURVEY_TYPES",
     "Entry",
     "Row",
     "drawn_tasks",
+    "load_pictures",
     "load_records",
     "measure",
+    "measured_ticks",
     "peak_memory",
     "suite",
     "summary",
