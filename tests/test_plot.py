@@ -123,3 +123,20 @@ def test_the_front_of_a_scatter_is_what_nothing_beats():
     line = axis.lines[-1]
     assert list(zip(*line.get_data(), strict=True)) == [points["cheap"], points["good"]]
     assert {text.get_text() for text in axis.texts} == set(points)
+
+
+def test_correspondences_join_the_points_of_two_pictures_of_any_size(picture):
+    small = np.zeros((8, 16))
+    matches = [((0.25, 0.5), [(0.5, 0.25), (1.0, 1.0)], torch.tensor([0.6, 0.3])), ((0.5, 0.5), [(0.0, 0.0)], [1.0])]
+    figure = plot.correspondences(picture, small, matches, ("new", "old"))
+    assert titles(figure) == ["new", "old"]
+    asking, answering = ([line.get_xydata()[0].tolist() for line in axis.lines] for axis in figure.axes)
+    assert asking == [[15.5, 31.5], [31.5, 31.5]]
+    assert answering == [[7.5, 1.5], [15.5, 7.5], [-0.5, -0.5]]
+    widths = [patch.get_linewidth() for patch in figure.artists]
+    assert len(widths) == 3
+    assert widths[0] == widths[2] > widths[1]
+    with pytest.raises(EditbookError, match="Match 1 has 1 points and 2 weights"):
+        plot.correspondences(picture, small, [matches[0], ((0, 0), [(0, 0)], [1.0, 2.0])])
+    with pytest.raises(EditbookError, match="0 points"):
+        plot.correspondences(picture, small, [((0, 0), [], [])])

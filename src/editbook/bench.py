@@ -333,6 +333,11 @@ def table(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 P2P = {"guidance_scale": 7.5, "cross_replace": 0.4, "self_replace": 0.6}
 """Prompt-to-Prompt as PIE-Bench's own runs set it: what differs between the entries is the inversion alone."""
 
+SHORT = {"steps": 20}
+"""Enough for the pocket model; all else is a method's own default."""
+
+SCORE = {"steps": 60, "guidance_scale": 4.0}
+
 SUITES: dict[str, tuple[Entry, ...]] = {
     "inversions": (
         Entry("ddim-inversion", "prompt-to-prompt", P2P),
@@ -363,6 +368,31 @@ SUITES: dict[str, tuple[Entry, ...]] = {
         Entry("null-text-guidance", "null-text-guidance"),
         Entry("latent-inversion-timestep-aware", "latent-inversion-timestep-aware"),
         Entry("disentanglement-diffusion", "disentanglement-diffusion"),
+    ),
+    "attention": (
+        *(
+            Entry(name, name, SHORT)
+            for name in (
+                "prompt-to-prompt",
+                "plug-and-play",
+                "masactrl",
+                "tic-inversion",
+                "baret",
+                "ti-guided-edit",
+                "kv-inversion",
+            )
+        ),
+        # Its own default, Null-text Inversion and 15 updates in each of 25 steps, takes minutes an edit.
+        Entry(
+            "mag-edit",
+            "mag-edit",
+            {**SHORT, "inversion": "ddim-inversion", "scale": 10.0, "iterations": 3},
+            mask=True,
+        ),
+        # After 60 updates the target is reached on the small model; then it is left behind. So is the contrast's weight
+        # chosen for it: see their pages.
+        Entry("delta-denoising-score", "delta-denoising-score", SCORE),
+        Entry("contrastive-denoising-score", "contrastive-denoising-score", {**SCORE, "contrastive_weight": 300.0}),
     ),
 }
 """Comparisons of the book by name."""

@@ -77,7 +77,7 @@ def edit(
     result.seconds = time.perf_counter() - start
     result.settings = {
         "method": editor.card.id,
-        "options": asdict(editor),
+        "options": {name: _plain(value) for name, value in asdict(editor).items()},
         "source": source,
         "target": target,
         "seed": seed,
@@ -88,6 +88,15 @@ def edit(
         "versions": {name: version(name) for name in ("editbook", "torch", "diffusers", "transformers")},
     }
     return result
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON can hold it: a picture or an array is only named, as the picture to edit is."""
+    if isinstance(value, Image.Image):
+        return f"a picture of {value.width} x {value.height} pixels"
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}"
+    return str(value) if isinstance(value, Path) else value
 
 
 def check_prompts(editor: Method, source: str, target: str) -> None:

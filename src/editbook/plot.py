@@ -112,6 +112,59 @@ def words(maps: AttentionMaps, chosen: Sequence[str], image: Image.Image, *, row
     return pictures([image, *drawn], ["picture", *chosen])
 
 
+def correspondences(
+    asking: Any,
+    answering: Any,
+    matches: Sequence[tuple[tuple[float, float], Sequence[tuple[float, float]], Sequence[float]]],
+    titles: tuple[str, str] = ("asks", "answers"),
+    *,
+    side: float = 2.6,
+) -> Figure:
+    """Two pictures, and lines from points of the first to the points of the second that answer them.
+
+    Args:
+        asking: The picture, PIL or array, whose points ask.
+        answering: The picture whose points answer; it may have another size.
+        matches: For each asking point (x, y) the answering points (x, y), and the weight of each. Points are fractions
+            of the width and height of their picture, from the top left; lines are drawn the bolder the larger a weight
+            is beside the largest of its match.
+        titles: Of the two pictures.
+        side: Inches of one picture.
+
+    Raises:
+        EditbookError: A match has no answering points, or not as many weights.
+    """
+    from matplotlib.patches import ConnectionPatch
+
+    for k, (_, keys, weights) in enumerate(matches):
+        if not len(keys) or len(keys) != len(weights):
+            raise EditbookError(f"Match {k} has {len(keys)} points and {len(weights)} weights: give one for each.")
+    figure, axes = plt.subplots(1, 2, figsize=(2 * side + 0.6, side + 0.35), layout="constrained")
+    sizes = []
+    for axis, image, title in zip(axes, (asking, answering), titles, strict=True):
+        array = np.asarray(image)
+        sizes.append((array.shape[1], array.shape[0]))
+        axis.imshow(array, cmap="gray", interpolation="nearest")
+        axis.set_title(title, fontsize=8)
+        axis.axis("off")
+    for k, (query, keys, weights) in enumerate(matches):
+        # Pixel centres are whole numbers in matplotlib.
+        start, *ends = (
+            (x * width - 0.5, y * height - 0.5)
+            for (x, y), (width, height) in [(query, sizes[0]), *((key, sizes[1]) for key in keys)]
+        )
+        axes[0].plot(*start, "o", color=f"C{k}", markeredgecolor="white", markersize=7)
+        strengths = np.asarray(weights, float)
+        for end, weight in zip(ends, (strengths / strengths.max()).tolist(), strict=True):
+            axes[1].plot(*end, "o", color=f"C{k}", markeredgecolor="white", markersize=3 + 3 * weight)
+            line = ConnectionPatch(
+                start, end, "data", "data", axesA=axes[0], axesB=axes[1], color=f"C{k}", linewidth=0.4 + 1.6 * weight
+            )
+            line.set(alpha=0.25 + 0.65 * weight, in_layout=False)
+            figure.add_artist(line)
+    return _done(figure)
+
+
 def eq9(gaps: dict[str, Gap]) -> Figure:
     """Both sides of the survey's Eq. 9 (corrected), root mean square over the latent, against the timestep."""
     figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")

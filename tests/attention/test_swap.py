@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from editbook.attention import Capture, Chain, MutualSelfAttention, Swap, sites
+from editbook.attention import Capture, Chain, Foreground, MutualSelfAttention, Swap, sites
 from editbook.errors import EditbookError
 from editbook.sampling import ClassifierFreeGuidance, Schedule, follow
 
@@ -177,6 +177,78 @@ def test_what_reads_the_keys_is_the_definition(random_model64):
         )
         expected = layer.to_out[0](((q @ k.mT * layer.scale).softmax(-1) @ v).transpose(0, 1).flatten(1))
     torch.testing.assert_close(out[1], expected, rtol=0, atol=1e-12)
+
+
+def halves(*rows):
+    """Masks (rows, 16, 16): the left half is object ("l"), all is ("1"), nothing is ("0")."""
+    masks = torch.zeros(len(rows), 16, 16)
+    for mask, name in zip(masks, rows, strict=True):
+        mask[:, : {"l": 8, "1": 16, "0": 0}[name]] = 1
+    return Foreground(masks)
+
+
+@pytest.mark.parametrize("null", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["source", "joint"])
+def test_masks_that_divide_nothing_are_no_masks(random_model64, null, mode):
+    def masked(foreground):
+        control = MutualSelfAttention(start=0, inject=mode, inject_null=mode, foreground=foreground)
+        return noise(random_model64, control, rows=2, null=null)
+
+    plain = masked(None)
+    for rows in ("11", "00", "10", "01")[: 4 if mode == "source" else 2]:  # an empty side sees everything
+        torch.testing.assert_close(masked(halves(*rows)), plain, rtol=0, atol=1e-12)
+    divided = masked(halves("l", "l"))
+    torch.testing.assert_close(divided[null], plain[null], rtol=0, atol=1e-12)  # the source row sees all
+    assert (divided[-1] - plain[-1]).abs().max() > 1e-4
+
+
+def test_masked_attention_is_the_paper_s_mixture_of_two(random_model64):
+    """At one layer: m_t F + (1 - m_t) G with log m_s and log(1 - m_s) on the scores, written out."""
+    layer = random_model64.unet.up_blocks[-1].attentions[0].transformer_blocks[0].attn1
+    hidden = torch.randn(2, 256, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    m_s, m_t = torch.zeros(16, 16), torch.zeros(16, 16)
+    m_s[2:9, 3:12], m_t[6:15, 1:9] = 1, 1
+    with torch.no_grad():
+        masks = Foreground(torch.stack([m_s, m_t]))
+        with MutualSelfAttention(start=0, foreground=masks).attached(random_model64.unet, (16, 16), 2):
+            out = layer(hidden)
+        q, k, v = (
+            part.unflatten(-1, (layer.heads, -1)).transpose(0, 1)
+            for part in (layer.to_q(hidden[1]), layer.to_k(hidden[0]), layer.to_v(hidden[0]))
+        )
+        scores, m_s, m_t = q @ k.mT * layer.scale, m_s.flatten().double(), m_t.flatten().double()[:, None]
+        inside, outside = ((scores + mask.log()).softmax(-1) @ v for mask in (m_s, 1 - m_s))
+        expected = layer.to_out[0]((m_t * inside + (1 - m_t) * outside).transpose(0, 1).flatten(1))
+    torch.testing.assert_close(out[1], expected, rtol=0, atol=1e-12)
+
+
+def test_source_values_inside_the_mask_do_not_reach_the_target_s_background(random_model64):
+    layer = random_model64.unet.up_blocks[-1].attentions[0].transformer_blocks[0].attn1
+    hidden = torch.randn(2, 256, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    masks = halves("l", "l")
+    inside = masks.masks[0].flatten() > 0.5
+    changed = hidden.clone()
+    changed[0, inside] += 1
+    with torch.no_grad(), MutualSelfAttention(start=0, foreground=masks).attached(random_model64.unet, (16, 16), 2):
+        before, after = layer(hidden)[1], layer(changed)[1]
+    torch.testing.assert_close(after[~inside], before[~inside], rtol=0, atol=1e-12)
+    assert (after[inside] - before[inside]).abs().max() > 1e-3
+
+
+def test_constant_source_values_make_a_constant_output(random_model64):
+    """The output lies in the convex hull of the source's values."""
+
+    class Flat(Swap):
+        def exchange(self, projected, site, rows):
+            value = projected.value.clone()
+            value[0] = value[0, :, :1]
+            return projected._replace(value=value)
+
+    layer = random_model64.unet.up_blocks[-1].attentions[0].transformer_blocks[0].attn1
+    hidden = torch.randn(2, 256, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad(), Chain([Flat(), MutualSelfAttention(start=0)]).attached(random_model64.unet, (16, 16), 2):
+        out = layer(hidden)[1]
+    torch.testing.assert_close(out, out[:1].expand_as(out), rtol=0, atol=1e-12)
 
 
 def test_bad_options_and_shapes_raise(random_model):

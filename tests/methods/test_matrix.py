@@ -17,7 +17,15 @@ EDITORS = sorted(
     name for name, method in REGISTRY.items() if issubclass(method, InvertingMethod) and "__call__" in vars(method)
 )
 SOURCE, TARGET = "a photo of a cat on the beach", "a photo of a fox on the beach"
-REFUSED = {("direct-inversion", "disentanglement-diffusion")}
+REFUSED = {
+    ("direct-inversion", "disentanglement-diffusion"),
+    *(
+        (i, "baret")
+        for i in ("dynamic-prompt-learning", "null-text-inversion", "negative-prompt-inversion", "proxedit")
+    ),
+}
+# They know no source prompt and invert under the target, so the source row of each target is one of its own.
+UNDER_TARGET = {"baret"}
 PAIRS = pytest.mark.parametrize(
     ("inversion", "editor"), sorted({(i, e) for i in INVERSIONS for e in EDITORS} - REFUSED)
 )
@@ -58,7 +66,8 @@ def test_every_pair_edits_and_leaves_the_source_row_alone(random_model, picture,
     edit, seen = run(random_model, picture, editor, inversion)
     other, _ = run(random_model, picture, editor, inversion, target="a photo of a castle on the beach")
     assert all(torch.isfinite(step.z_next).all() for step in seen)
-    assert np.array_equal(np.asarray(edit.reconstruction), np.asarray(other.reconstruction))
+    same = np.array_equal(np.asarray(edit.reconstruction), np.asarray(other.reconstruction))
+    assert same or editor in UNDER_TARGET
     assert edit.image.tobytes() != other.image.tobytes()
     assert edit.image.tobytes() != edit.reconstruction.tobytes()
     assert edit.nfe == other.nfe > 0

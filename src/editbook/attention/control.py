@@ -90,6 +90,20 @@ def source_of(batch: int, rows: int) -> list[int]:
     return [0 if nulls == rows else nulls] * nulls + [nulls] * rows
 
 
+def null_of(row: int, batch: int, rows: int) -> int | None:
+    """The null row of a conditional row, or None if it has none.
+
+    Null rows are those of the guided rows, in order; rows without guidance come first, so they are the last rows'.
+
+    Args:
+        row: Which of the conditional rows.
+        batch: Rows of the batch.
+        rows: The conditional ones, which are the last.
+    """
+    place = row - (2 * rows - batch)
+    return place if place >= 0 else None
+
+
 def sites(unet: Any, latent_size: tuple[int, int]) -> dict[str, Site]:
     """All attention layers by the name of their processor, in the order of execution.
 

@@ -7,15 +7,16 @@ convolution sees exactly this, before the shortcut is added, and no forward of d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import EditbookError
-from .control import heights, source_of
+from .control import heights, null_of, source_of
 
 
 @dataclass(frozen=True)
@@ -122,20 +123,28 @@ class Features:
 
 
 class InjectFeatures(Features):
-    """The source's features for everyone: Plug-and-Play's first half.
+    """The source's features for everyone, or for one row: Plug-and-Play's first half.
 
     Args:
         resolution: Height of the feature map.
         side: "down", "mid" or "up".
         index: Which of the blocks there; the paper's is the second of the decoder's blocks, 1.
         stop: The step before which it ends; None goes to the last.
-        row: The conditional row that is read; null rows read its null row, where each row has one.
+        row: The conditional row that is read; null rows read its null row, where it has one.
+        into: The one conditional row that gets them, with its null row; None is every row.
     """
 
     def __init__(
-        self, resolution: int, side: str = "up", index: int = 1, stop: int | None = None, row: int = 0
+        self,
+        resolution: int,
+        side: str = "up",
+        index: int = 1,
+        stop: int | None = None,
+        row: int = 0,
+        into: int | None = None,
     ) -> None:
         self.resolution, self.side, self.index, self.stop, self.row = resolution, side, index, stop, row
+        self.into = into
 
     def wants(self, block: Block) -> bool:
         """The one block."""
@@ -146,5 +155,81 @@ class InjectFeatures(Features):
         return self.stop is None or self.step < self.stop
 
     def apply(self, features: torch.Tensor, block: Block, rows: int) -> torch.Tensor:
-        """Every row gets the features of the source."""
-        return features[[row + self.row for row in source_of(len(features), rows)]]
+        """The source's features in the rows that get them."""
+        batch = len(features)
+        if self.into is None:
+            return features[[row + self.row for row in source_of(batch, rows)]]
+        order = list(range(batch))
+        order[batch - rows + self.into] = batch - rows + self.row
+        null, read = null_of(self.into, batch, rows), null_of(self.row, batch, rows)
+        if null is not None:
+            order[null] = batch - rows + self.row if read is None else read
+        return features[order]
+
+
+class CaptureFeatures(Features):
+    """Keeps residual features, as float32 on the CPU; changes nothing.
+
+    In a `Chain`, one before an injection keeps a block's own features, one behind it the injected ones.
+
+    Args:
+        resolutions: Heights of feature maps to keep; None keeps all.
+        sides: Parts of the U-Net: "down", "mid", "up".
+        index: Which of the blocks of a side and resolution; None keeps all.
+        steps: Indices of the steps to keep; None keeps all.
+    """
+
+    def __init__(
+        self,
+        resolutions: Iterable[int] | None = None,
+        sides: Iterable[str] = ("up",),
+        index: int | None = 1,
+        steps: Iterable[int] | None = None,
+    ) -> None:
+        self.resolutions = None if resolutions is None else set(resolutions)
+        self.sides, self.index = set(sides), index
+        self.steps = None if steps is None else set(steps)
+        self.records: dict[tuple[Block, int], torch.Tensor] = {}
+        """(block, step) -> (rows, channels, height, width), of the conditional rows."""
+
+    def wants(self, block: Block) -> bool:
+        """The blocks asked for."""
+        fits = self.resolutions is None or block.resolution in self.resolutions
+        return fits and block.side in self.sides and self.index in (None, block.index)
+
+    def active(self, block: Block) -> bool:
+        """Only in the steps asked for."""
+        return self.steps is None or self.step in self.steps
+
+    def apply(self, features: torch.Tensor, block: Block, rows: int) -> torch.Tensor:
+        """Keep the conditional rows; change nothing."""
+        self.records[block, self.step] = features[-rows:].float().cpu().clone()
+        return features
+
+
+def components(features: Sequence[torch.Tensor] | torch.Tensor, count: int = 3) -> np.ndarray:
+    """The first principal components of feature maps, fitted to all of them together: like features, like colours.
+
+    Args:
+        features: n maps (channels, height, width), of one size; every cell of every map is one sample.
+        count: How many components; 3 make a picture.
+
+    Returns:
+        float32 (n, height, width, count), each component stretched to [0, 1] over all maps. Where the maps are all
+        alike it is 0. The sign of a component, which is arbitrary, makes its largest channel weight positive.
+
+    Raises:
+        EditbookError: There are fewer channels or samples than components.
+    """
+    maps = torch.stack(list(features)).double()
+    n, channels, height, width = maps.shape
+    samples = maps.permute(0, 2, 3, 1).reshape(-1, channels)
+    if not 1 <= count <= min(samples.shape):
+        raise EditbookError(f"count must be from 1 to {min(samples.shape)}, got {count!r}.")
+    samples = samples - samples.mean(0)
+    axes = torch.linalg.svd(samples, full_matrices=False).Vh[:count]
+    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+    projected = samples @ axes.T
+    low, high = projected.amin(0), projected.amax(0)
+    stretched = (projected - low) / (high - low).clamp_min(1e-12)
+    return stretched.reshape(n, height, width, count).float().numpy()

@@ -8,7 +8,7 @@ source cannot drift (TIC, KV Inversion).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 import torch
@@ -84,6 +84,12 @@ class MutualSelfAttention(Swap):
     Queries carry the layout, keys and values the content; so the target draws its own layout with what the source has.
     The first steps and the encoder are left alone, because there the layout is still to be found (Cao et al. 2023).
 
+    With `foreground`, like looks at like: what is object in the target sees the source's object only, and its
+    background the source's background. The paper runs attention twice, with log m and log(1 - m) added to the scores,
+    and puts the outputs together by the target's mask; each pixel takes one of the two, so it is one call with one mask
+    here. A pixel that would see nothing, because the source's side is empty at this grid, sees everything; the official
+    code fails there in half precision.
+
     Which row is the source for a null row: see `control.source_of`. Under a negative prompt that is the source's own
     (ProxEdit) both of its rows are the same.
 
@@ -94,6 +100,8 @@ class MutualSelfAttention(Swap):
         stop: As in `Swap`.
         inject: What conditional rows attend to: the "source", "joint" (both at once), or "none" (themselves).
         inject_null: The same for null rows.
+        foreground: What is object at a layer's grid: bool (n, pixels), a row for each conditional row, or None where
+            that is not known yet; see `foreground.Foreground`.
     """
 
     MODES: ClassVar[tuple[str, ...]] = ("source", "joint", "none")
@@ -106,9 +114,10 @@ class MutualSelfAttention(Swap):
         stop: int | None = None,
         inject: str = "source",
         inject_null: str = "source",
+        foreground: Callable[[Site], torch.Tensor | None] | None = None,
     ) -> None:
         super().__init__(resolutions, sides, start, stop)
-        self.inject, self.inject_null = inject, inject_null
+        self.inject, self.inject_null, self.foreground = inject, inject_null, foreground
         for mode in (inject, inject_null):
             if mode not in self.MODES:
                 raise unknown("injection", mode, self.MODES)
@@ -121,8 +130,22 @@ class MutualSelfAttention(Swap):
         own = list(range(batch))
         first = [row if mode != "source" else other for row, other, mode in zip(own, source, modes, strict=True)]
         second = [row if mode == "none" else other for row, other, mode in zip(own, source, modes, strict=True)]
-        if first == second:
-            return projected._replace(key=projected.key[first], value=projected.value[first])
         # All rows need equally many keys. A row that attends to one picture gets it twice, which changes no average.
-        key, value = (torch.cat([part[first], part[second]], dim=2) for part in (projected.key, projected.value))
-        return projected._replace(key=key, value=value)
+        read = [first] if first == second else [first, second]
+        key, value = (torch.cat([part[chosen] for chosen in read], dim=2) for part in projected[1:3])
+        free = [row for row in own if source[row] == row or modes[row] == "none"]
+        return projected._replace(key=key, value=value, mask=self._like_to_like(site, batch, rows, read, free))
+
+    def _like_to_like(
+        self, site: Site, batch: int, rows: int, read: list[list[int]], free: list[int]
+    ) -> torch.Tensor | None:
+        """Which keys each pixel may see, bool (batch, 1, pixels, keys); rows that are free see all."""
+        inside = None if self.foreground is None else self.foreground(site)
+        if inside is None:
+            return None
+        # Null rows are those of the last conditional rows, or of all.
+        inside = torch.cat([inside[2 * rows - batch :], inside])
+        keys = torch.cat([inside[chosen] for chosen in read], dim=1)
+        seen = inside[:, :, None] == keys[:, None, :]
+        seen[free] = True
+        return (seen | ~seen.any(-1, keepdim=True))[:, None]

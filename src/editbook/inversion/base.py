@@ -107,18 +107,24 @@ class Inversion:
         return [move.t for move in self.moves]
 
     def guidance(
-        self, model: Model, prompts: Sequence[str], scale: float, source_scale: float | None = None
+        self,
+        model: Model,
+        prompts: Sequence[str],
+        scale: float | Sequence[float],
+        source_scale: float | None = None,
     ) -> Guidance:
         """The guidance of the way back.
 
         Args:
             model: The model.
             prompts: One for each row; row 0 is the source.
-            scale: w of all rows but the first.
+            scale: w of all rows but the first, or one for each of them.
             source_scale: w of row 0; None is what the inversion needs to repeat the source.
         """
         first = self.source_scale if source_scale is None else source_scale
-        scales = [scale if first is None else first, *[scale] * (len(prompts) - 1)]
+        edits = [scale] * (len(prompts) - 1) if isinstance(scale, int | float) else list(scale)
+        own = scale if isinstance(scale, int | float) else edits[-1]
+        scales = [own if first is None else first, *edits]
         condition = self.embed(model, prompts) if self.embed else model.embed(list(prompts))
         null = model.embed("") if self.null is None else self.null
         made = ClassifierFreeGuidance(condition, null, scales, self.direction)

@@ -182,9 +182,10 @@ def sample_back(
     model: Model,
     inversion: Inversion,
     prompts: Sequence[str],
-    scale: float,
+    scale: float | Sequence[float],
     *,
     source_scale: float | None = None,
+    z_T: torch.Tensor | None = None,
     guidance: Guidance | None = None,
     attention: Attention | None = None,
     blends: Iterable[Blend] = (),
@@ -198,8 +199,9 @@ def sample_back(
         model: The model.
         inversion: Where to start, and how to come back.
         prompts: The source's, then the edits'.
-        scale: w of the edits.
+        scale: w of the edits, or one for each of them.
         source_scale: w of the source row; None is what the inversion needs.
+        z_T: Where each row starts; None is the inversion's z_T for all.
         guidance: Of all rows, instead of classifier-free guidance with the prompts; wrapped as the inversion asks.
         attention: A control of all rows; it comes after the inversion's own, if that has one.
         blends: Applied in order after each step, when the inversion has corrected its source row.
@@ -223,7 +225,7 @@ def sample_back(
     controls = [control for control in (inversion.attention, attention) if control is not None]
     return follow(
         model,
-        inversion.z_T.repeat(len(prompts), 1, 1, 1),
+        inversion.z_T.repeat(len(prompts), 1, 1, 1) if z_T is None else z_T,
         inversion.moves,
         guidance,
         attention=Chain(controls) if controls else None,

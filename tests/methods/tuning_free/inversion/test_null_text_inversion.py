@@ -59,7 +59,7 @@ def test_sampling_back_repeats_the_tuning_walk(random_model64, picture):
     tuning, walked = walk(model, inversion)
     reconstruct(model, inversion)
     torch.testing.assert_close(inversion.sampled.latents[-1], walked.latents[-1], rtol=0, atol=1e-10)
-    torch.testing.assert_close(inversion.null, torch.stack(tuning.nulls), rtol=0, atol=0)
+    torch.testing.assert_close(inversion.null, torch.stack(tuning.embeddings), rtol=0, atol=0)
     for z, z_star, losses in zip(inversion.sampled.latents[1:], inversion.latents[1:], inversion.losses, strict=True):
         assert float((z - z_star).square().mean()) == pytest.approx(min(losses), rel=1e-6)
 

@@ -15,12 +15,13 @@ from torch.nn import functional
 from ....attention import MeanMaps, map_height, smooth, tokens_of
 from ....errors import EditbookError
 from ....inversion import ddim_inversion
+from ....inversion.embedding_tuning import TunedInversion, needs_single_precision
 from ....model import Model
 from ....pocket import OBJECTS
 from ....sampling import Callback, Schedule, follow
 from ...base import Card
 from ..attention.prompt_to_prompt import PromptToPrompt
-from .null_text_inversion import NullText, NullTextTuning, TunedInversion, needs_single_precision
+from .null_text_inversion import NullText, NullTextTuning
 
 LOSSES = ("attention balancing", "background leakage", "disjoint objects")
 _WEIGHTS = torch.tensor([1.0, 0.05, 0.05])
@@ -355,7 +356,7 @@ class DynamicPrompt(NullText):
             pivot.noises,
             pivot.moves,
             prompt,
-            null=torch.stack(tuning.nulls),
+            null=torch.stack(tuning.embeddings),
             source_scale=guidance_scale,
             embed=LearnedNouns({noun: torch.stack([step[noun] for step in tuning.learned]) for noun in nouns}),
             losses=tuning.losses,
