@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import json
@@ -15,6 +16,7 @@ from quick import QUICK
 import editbook
 from editbook.errors import EditbookError
 from editbook.methods.base import REGISTRY, Method
+from editbook.model import Model
 
 IDS = sorted(editbook.methods)
 ROOT = Path(editbook.methods.__file__).parent
@@ -117,6 +119,27 @@ def test_float64_computes_the_same_to_rounding(name, random_model, random_model6
         for model in (random_model, random_model64)
     ]
     assert np.abs(images[0] - images[1]).mean() < 1
+
+
+@pytest.fixture(scope="module")
+def half_model(random_model):
+    """The same weights in float16."""
+    parts = [copy.deepcopy(part).half() for part in (random_model.unet, random_model.vae, random_model.text_encoder)]
+    return Model(*parts, random_model.tokenizer, random_model.scheduler, name="half")
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_half_precision_works_or_is_refused_before_any_work(name, half_model, picture):
+    seen, before = [], half_model.nfe
+    options = {**PROMPTS, "steps": 2, "guidance_scale": 2.0, **QUICK.get(name, {})}
+    try:
+        made = editbook.edit(half_model, picture, name, **options, callbacks=[seen.append])
+    except EditbookError as error:
+        assert "float16: load the model with dtype='float32'" in str(error)
+        assert half_model.nfe == before
+    else:
+        assert all(torch.isfinite(step.z_next).all() for step in seen)
+        assert made.image.tobytes() != picture.tobytes()
 
 
 @pytest.mark.parametrize("name", IDS)

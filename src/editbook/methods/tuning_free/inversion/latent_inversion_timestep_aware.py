@@ -10,6 +10,7 @@ import torch
 
 from ....errors import EditbookError
 from ....inversion import Inversion
+from ....inversion.embedding_tuning import needs_single_precision
 from ....inversion.text_optimisation import fit_embedding
 from ....masks import KeepSource
 from ....model import Model
@@ -88,6 +89,8 @@ class LatentInversionTimestepAware(InvertingMethod):
 
     def __call__(self, model: Model, request: Request) -> Edit:
         """Fit the text, invert the latent, sample with the source prompt and then with the mixed embedding."""
+        if self.text_steps:
+            needs_single_precision(model, self.card.id)
         target = model.embed([request.source, request.target])[1:]  # prompts that cannot be used should cost nothing
         schedule = Schedule(model.scheduler, self.steps)
         inversion = self.invert(model, request, schedule)
