@@ -119,8 +119,8 @@ def cases(model: Model, steps: int) -> dict[str, tuple[Callable[[], object], flo
         found[f"inversion {name}"] = run, 1.10
     for name, method in REGISTRY.items():
         options = {"steps": steps, **QUICK.get(name, {})}
+        mask = options.pop("mask", None)
         editor = method.configured(**options)
-        mask = task.mask if "mask" in method.card.inputs else None
         prompts = {"source": task.source_prompt, "target": task.target_prompt}
         run = partial(editbook.edit, model, task.source_image, editor, mask=mask, **prompts)
         forms_maps = issubclass(method, REGISTRY["prompt-to-prompt"]) or name in MAPS

@@ -351,6 +351,9 @@ SUITES: dict[str, tuple[Entry, ...]] = {
                 "dynamic-prompt-learning",
                 "pnp-inversion",
                 "direct-inversion",
+                "tic-inversion",
+                "kv-inversion",
+                "target-text-inversion",
             )
         ),
         Entry(
