@@ -146,3 +146,14 @@ def test_mathematics_needs_no_network(html):
     page = (html / "notebooks" / "foundations" / "diffusion.html").read_text(encoding="utf-8")
     assert "vendor/tex-svg.js" in page
     assert (html / "_static" / "vendor" / "tex-svg.js").is_file()
+
+
+def test_tables_that_cells_make_are_tables_in_the_pages(html):
+    made = 0
+    for path in NOTEBOOKS:
+        outputs = [output.get("data", {}) for cell in code(path) for output in cell["outputs"]]
+        tables = [data for data in outputs if "| ---" in "".join(data.get("text/markdown", ""))]
+        page = (html / path.relative_to(ROOT)).with_suffix(".html").read_text(encoding="utf-8")
+        assert page.count("<table") >= len(tables), path.name
+        made += len(tables)
+    assert made
