@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from estimates import PROMPTS
+from estimates import noise as estimate
 
 from editbook.attention import (
     Capture,
@@ -19,7 +23,7 @@ from editbook.attention import (
 from editbook.errors import EditbookError
 from editbook.sampling import ClassifierFreeGuidance, Schedule, follow
 
-PROMPTS = ["a photo of a cat on the beach", "a golden fox", "a pencil sketch of a castle at night"]
+noise = partial(estimate, rows=2)
 
 
 class Through(Features):
@@ -34,17 +38,6 @@ class Through(Features):
     def apply(self, features, block, rows):
         self.seen.append((block, features, rows, self.step))
         return self.function(features)
-
-
-def noise(model, control=None, rows=2, null=0, t=500):
-    """One estimate of the prompts, each of another latent, with as many null rows (of other latents) before them."""
-    z = torch.cat([model.random_latent(seed) for seed in range(null + rows)])
-    text = torch.cat([model.embed("").expand(null, -1, -1), model.embed(PROMPTS[:rows])])
-    with torch.no_grad():
-        if control is None:
-            return model.noise(z, t, text)
-        with control.attached(model.unet, tuple(z.shape[-2:]), rows):
-            return model.noise(z, t, text)
 
 
 def hooks(model):

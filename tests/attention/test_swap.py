@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from estimates import PROMPTS, noise
 
 from editbook.attention import Capture, Chain, Foreground, MutualSelfAttention, Swap, sites
 from editbook.errors import EditbookError
 from editbook.sampling import ClassifierFreeGuidance, Schedule, follow
-
-PROMPTS = ["a photo of a cat on the beach", "a golden fox", "a pencil sketch of a castle at night"]
 
 
 class Through(Swap):
@@ -22,17 +21,6 @@ class Through(Swap):
     def exchange(self, projected, site, rows):
         self.seen.append((site, projected, rows))
         return self.function(projected)
-
-
-def noise(model, control=None, rows=3, null=0, t=500):
-    """One estimate of the three prompts, with as many null rows (of other latents) before them."""
-    z = torch.cat([model.random_latent(seed) for seed in range(null + rows)])
-    text = torch.cat([model.embed("").expand(null, -1, -1), model.embed(PROMPTS[:rows])])
-    with torch.no_grad():
-        if control is None:
-            return model.noise(z, t, text)
-        with control.attached(model.unet, tuple(z.shape[-2:]), rows):
-            return model.noise(z, t, text)
 
 
 def test_nothing_exchanged_changes_nothing(random_model64):
