@@ -74,13 +74,24 @@ def main() -> None:
 @click.argument("image", type=click.Path(path_type=Path))
 @click.option("--method", default="prompt-to-prompt", show_default=True, help="See `editbook methods`.")
 @click.option("--source", default="", help="Prompt that describes the picture as it is, for methods that need one.")
-@click.option("--target", required=True, help="Prompt that describes it after the edit.")
+@click.option("--target", default="", help="Prompt that describes it after the edit, for methods that need one.")
+@click.option("--instruction", default="", help="What to do, for methods that follow instructions.")
 @click.option("--model", "model_name", default="pocket", show_default=True, help='"pocket", a folder, or a hub id.')
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps; the method's own number by default.")
-@click.option("--mask", type=click.Path(path_type=Path), help="Picture that is white where the edit may act.")
+@click.option(
+    "--mask", help='Picture that is white where the edit may act, or a source of masks: "diffedit", "segment:cat".'
+)
+@click.option(
+    "-M",
+    "--mask-option",
+    "mask_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="threshold, dilate, invert, blur, or an option of the mask's source; repeatable.",
+)
 @click.option(
     "-O", "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the method; repeatable."
 )
@@ -91,12 +102,14 @@ def edit(
     method: str,
     source: str,
     target: str,
+    instruction: str,
     model_name: str,
     device: str,
     dtype: str,
     seed: int,
     steps: int | None,
-    mask: Path | None,
+    mask: str | None,
+    mask_options: tuple[str, ...],
     options: tuple[str, ...],
     output: Path,
 ) -> None:
@@ -108,19 +121,31 @@ def edit(
     if steps is not None:
         values["steps"] = steps
     picture = read_image(image)
-    mask_picture = None if mask is None else read_image(mask)
     folder = writable_folder(output)
 
-    from . import editing, methods
+    from . import editing, masks, methods
     from .errors import unknown
     from .model import load
 
     if method not in methods.REGISTRY:
         raise unknown("method", method, methods.REGISTRY)
-    editing.check_prompts(methods.REGISTRY[method].configured(**values), source, target)
+    region = mask if mask is None or mask.partition(":")[0] in masks.MASKS else read_image(mask)
+    shape = _values(mask_options)
+    editor = methods.REGISTRY[method].configured(**values)
+    editing.check_inputs(editor, source=source, target=target, instruction=instruction, mask=region)
     model = load(model_name, device=device, dtype=dtype)
     result = editing.edit(
-        model, picture, method, source=source, target=target, seed=seed, mask=mask_picture, progress=True, **values
+        model,
+        picture,
+        method,
+        source=source,
+        target=target,
+        instruction=instruction,
+        seed=seed,
+        mask=region,
+        mask_options=shape,
+        progress=True,
+        **values,
     )
     result.save(folder)
     click.echo(f"{folder / 'edited.png'}: {result.nfe} U-Net evaluations in {result.seconds:.1f} s")

@@ -78,6 +78,11 @@ class Model:
         side = int(self.unet.config.sample_size)
         return int(self.vae.config.latent_channels), side, side
 
+    @property
+    def takes_image(self) -> bool:
+        """Whether the U-Net sees a picture's latent beside the noisy one, as InstructPix2Pix's does."""
+        return int(self.unet.config.in_channels) == 2 * int(self.vae.config.latent_channels)
+
     @cached_property
     def clip(self) -> Any | None:
         """CLIP's two towers, for scores, where the checkpoint's folder has them; else None.

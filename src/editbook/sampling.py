@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
@@ -82,6 +83,13 @@ class Schedule:
             raise EditbookError(f"strength must lie in [0, 1], got {strength!r}.")
         start = self.steps - min(int(self.steps * strength), self.steps)
         return [Move(t, self.alpha(t), self.alpha(t - self._gap)) for t in self.timesteps[start:]]
+
+    def part(self, strength: float) -> Schedule:
+        """The last steps only, as `sampling(strength)` has them: any inversion then walks up no further than this."""
+        part = copy(self)
+        part.timesteps = [move.t for move in self.sampling(strength)]
+        part.steps = len(part.timesteps)
+        return part
 
     def spread(self, strength: float = 1.0) -> list[Move]:
         """N steps spread evenly over the last part of the timesteps, the last of them to timestep 0 (LEDITS++).

@@ -15,18 +15,15 @@ from ..images import crop_box
 from ..sampling import Step
 
 
-def latent_mask(mask: Any, latent: torch.Tensor) -> torch.Tensor:
-    """A user's mask at the size of a latent, (1, 1, h, w) in [0, 1], 1 where the edit may act.
-
-    A cell is as open as the most open pixel over it, so that a thin object is not cut off by the coarser grid. A mask
-    that is not square is cropped to its middle, as the picture that it belongs to is.
+def square_mask(mask: Any, picture: Image.Image | None = None) -> np.ndarray:
+    """A user's mask as float32 (side, side) in [0, 1], cropped to its middle square, as pictures are.
 
     Args:
         mask: Float or bool array (height, width) in [0, 1], or a greyscale picture (white is 1).
-        latent: A latent whose size, device and dtype the mask shall have.
+        picture: What it belongs to; None leaves out the comparison.
 
     Raises:
-        EditbookError: Not a mask, wrong shape or range, NaN, or 0 everywhere.
+        EditbookError: Not a mask, wrong range, NaN, or of other proportions than the picture.
     """
     if isinstance(mask, Image.Image):
         mask = np.asarray(mask.convert("L"), np.float32) / 255
@@ -38,13 +35,38 @@ def latent_mask(mask: Any, latent: torch.Tensor) -> torch.Tensor:
         raise EditbookError(f"A mask has two dimensions, height and width; this one has the shape {array.shape}.")
     if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
         raise EditbookError("A mask's values must lie in [0, 1]; divide an 8-bit mask by 255.")
-    left, top, right, bottom = crop_box(array.shape[1], array.shape[0])
-    array = array[top:bottom, left:right]
+    height, width = array.shape
+    if picture is not None and abs(width * picture.height / (height * picture.width) - 1) > 0.02:
+        raise EditbookError(
+            f"The mask has {width} x {height} pixels and its picture {picture.width} x {picture.height}: "
+            "they must have the same proportions."
+        )
+    left, top, right, bottom = crop_box(width, height)
+    return array[top:bottom, left:right]
+
+
+def at_side(mask: np.ndarray, side: int) -> np.ndarray:
+    """A square mask at another side: each cell is as open as the most open pixel over it, float32 (side, side).
+
+    So a thin object is not lost on a coarser grid, and a cell of a coarse grid becomes a block of a finer one.
+    """
+    return functional.adaptive_max_pool2d(torch.from_numpy(mask.copy())[None], (side, side))[0].numpy()
+
+
+def latent_mask(mask: Any, latent: torch.Tensor) -> torch.Tensor:
+    """A user's mask at the size of a latent, (1, 1, h, w) in [0, 1], 1 where the edit may act; see `at_side`.
+
+    Args:
+        mask: As for `square_mask`.
+        latent: A square latent whose size, device and dtype the mask shall have.
+
+    Raises:
+        EditbookError: As `square_mask`, or it is 0 everywhere.
+    """
+    array = square_mask(mask)
     if array.max() == 0:
         raise EditbookError("The mask is 0 everywhere in the picture's square: no pixel may change.")
-    height, width = latent.shape[-2:]
-    resized = functional.adaptive_max_pool2d(torch.from_numpy(array.copy())[None, None], (height, width))
-    return resized.to(latent)
+    return torch.from_numpy(at_side(array, latent.shape[-1]))[None, None].to(latent)
 
 
 def mask_array(mask: torch.Tensor | None) -> np.ndarray | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -33,7 +34,8 @@ class Card:
         venue: Where it was published.
         paper: arXiv number, e.g. "2208.01626".
         branch: Path in the survey's taxonomy, e.g. "tuning_free/attention".
-        inputs: What the method needs besides the picture, e.g. ("source prompt", "target prompt").
+        inputs: What the method needs besides the picture: "source prompt", "target prompt", "instruction", "mask",
+            "reference image"; what it can use but does without has " (optional)" behind it.
         edit_types: What it can do, in the words of the survey's Table 1.
     """
 
@@ -59,6 +61,8 @@ class Request:
         seed: Of all random draws.
         mask: Where the edit may act, (1, 1, h, w) in [0, 1] at the latent's size; None leaves it to the method.
         callbacks: Get every `Step` of every walk.
+        pixel_mask: The same at the picture's size, float32 (H, W).
+        instruction: What shall be done to the picture, for methods that follow instructions.
     """
 
     image: Image.Image | None
@@ -67,6 +71,8 @@ class Request:
     seed: int = 0
     mask: torch.Tensor | None = None
     callbacks: tuple[Callback, ...] = ()
+    pixel_mask: np.ndarray | None = None
+    instruction: str = ""
 
 
 REGISTRY: dict[str, type[Method]] = {}
@@ -82,6 +88,8 @@ class Method:
     """
 
     card: ClassVar[Card]
+    takes_image: ClassVar[bool] = False
+    """Whether it needs a model that sees the source picture, as InstructPix2Pix does."""
     steps: int = 50
     guidance_scale: float = 7.5
 

@@ -136,7 +136,7 @@ class TFICON(Method):
         venue="ICCV",
         paper="2307.12493",
         branch="tuning_free/attention",
-        inputs=("target prompt", "reference image", "mask"),
+        inputs=("target prompt", "reference image", "mask (optional)"),
         edit_types=("object addition",),
     )
     guidance_scale: float = 5.0
