@@ -270,6 +270,31 @@ def bench_run(
         sweep(model, entries[name], tasks, output, progress=lambda left, name=name: tqdm(left, desc=name, unit="edit"))  # type: ignore[misc]
 
 
+@bench_group.command("masks")
+@click.option("--only", multiple=True, help="A source of masks; repeatable. All by default.")
+@click.option("--each", default=10, show_default=True, type=click.IntRange(1), help="Tasks of each of the ten types.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("records"), show_default=True)
+@_say_errors
+def bench_masks(only: tuple[str, ...], each: int, device: str, output: Path) -> None:
+    """Compare sources of masks with the exact masks; the same command goes on where it was stopped."""
+    from tqdm import tqdm
+
+    from .bench import drawn_tasks
+    from .errors import unknown
+    from .mask_bench import MASK_SUITE, sweep_masks
+    from .model import load
+
+    entries = {entry.name: entry for entry in MASK_SUITE}
+    for name in only:
+        if name not in entries:
+            raise unknown("source of masks", name, entries)
+    for name in only or entries:
+        model = load(entries[name].model, device=device)
+        bar = functools.partial(tqdm, desc=name, unit="mask")
+        sweep_masks(model, entries[name], drawn_tasks(each, model.image_size), output, progress=bar)
+
+
 @bench_group.command("table")
 @click.argument("folder", type=click.Path(path_type=Path))
 @_say_errors
@@ -281,7 +306,10 @@ def bench_table(folder: Path) -> None:
 
 
 @main.command()
-@click.argument("name", type=click.Choice(["vae", "decoder", "clip", "unet", "reader", "export", "report"]))
+@click.argument(
+    "name",
+    type=click.Choice(["vae", "decoder", "clip", "unet", "reader", "instruct-pix2pix", "pixel", "export", "report"]),
+)
 @click.option("--run", "run_folder", type=click.Path(path_type=Path), default=Path("runs/pocket"), show_default=True)
 @click.option(
     "--samples",
