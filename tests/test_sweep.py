@@ -211,8 +211,10 @@ def test_masks_may_be_exact_or_named_for_each_task(random_model, tmp_path):
     assert Entry("a", "img2img").mask_for(worded) is None
     assert Entry("a", "img2img", mask=True).mask_for(worded) is worded.mask
     assert Entry("a", "img2img", mask="attention:{word}").mask_for(worded) == f"attention:{worded.blended_words[0]}"
-    wordless = next(task for task in tasks if task.blended_words is None)
-    with pytest.raises(EditbookError, match="names no word"):
+    gone = next(task for task in tasks if task.edit_type == "remove object")
+    assert Entry("a", "img2img", mask="segment:{word}").mask_for(gone).removeprefix("segment:") in gone.source_prompt
+    wordless = next(task for task in tasks if task.edit_type == "change style")
+    with pytest.raises(EditbookError, match="no word to look for"):
         Entry("a", "img2img", mask="attention:{word}").mask_for(wordless)
 
 

@@ -20,7 +20,7 @@ from .images import save_image
 from .methods import REGISTRY
 from .metrics import edit_success, load_reader, psnr
 from .model import Model
-from .pocket import TYPES, bench
+from .pocket import OBJECTS, TYPES, bench
 from .pocket.benchmark import BenchTask
 from .records import RECORDS, RecordFile, load_pictures, load_records
 from .result import Edit
@@ -35,7 +35,7 @@ class Entry:
         method: An id of `editbook.methods`.
         options: The method's options, and its inversion's; JSON-able.
         mask: Give the method the task's exact mask, as a user would draw it; or the name of a source of masks, in which
-            "{word}" stands for the word of the source prompt that PIE-Bench calls blended.
+            "{word}" stands for the object that the edit is about.
     """
 
     name: str
@@ -51,14 +51,18 @@ class Entry:
 
 
 def filled(mask: str, task: BenchTask) -> str:
-    """The name of a source of masks, with the task's word of the source prompt where "{word}" stands.
+    """The name of a source of masks, with the object that the edit is about where "{word}" stands.
+
+    That is PIE-Bench's blended word of the source prompt; where there is none, the object that only this prompt has.
 
     Raises:
-        EditbookError: It needs a word, and the task has none.
+        EditbookError: It needs a word, and the edit is about no object of the source.
     """
-    if "{word}" in mask and task.blended_words is None:
-        raise EditbookError("The task names no word of the source prompt to look for.")
-    return mask.format(word=task.blended_words[0] if task.blended_words else "")
+    gone = task.changed_words.source if task.changed_words else ()
+    word = task.blended_words[0] if task.blended_words else next((name for name in gone if name in OBJECTS), None)
+    if "{word}" in mask and word is None:
+        raise EditbookError("The edit is about no object of the source prompt, so there is no word to look for.")
+    return mask.format(word=word)
 
 
 def drawn_tasks(each: int, size: int = 64) -> list[str]:

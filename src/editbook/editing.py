@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -105,15 +105,15 @@ def edit(
             bar.close()
     result.nfe = model.nfe - before
     result.seconds = time.perf_counter() - start
-    result.settings = {
+    result.settings |= {
         "method": editor.card.id,
-        "options": {name: _plain(value) for name, value in asdict(editor).items()},
+        "options": {name: _plain(getattr(editor, name)) for name in editor.options()},
         "source": source,
         "target": target,
         "seed": seed,
         "instruction": instruction,
         "mask": mask if isinstance(mask, str) else mask is not None,
-        "mask_options": dict(mask_options or {}),
+        "mask_options": _plain(mask_options or {}),
         "model": model.name,
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -123,12 +123,20 @@ def edit(
 
 
 def _plain(value: Any) -> Any:
-    """An option as JSON can hold it: a picture or an array is only named, as the picture to edit is."""
+    """An option as JSON can hold it: a picture, an array or another object is only named, as the picture to edit is."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
     if isinstance(value, Image.Image):
         return f"a picture of {value.width} x {value.height} pixels"
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape}"
-    return str(value) if isinstance(value, Path) else value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value) if isinstance(value, Path) else f"an object of the class {type(value).__name__}"
 
 
 _WANTED = {

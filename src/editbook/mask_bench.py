@@ -29,7 +29,7 @@ class MaskEntry:
 
     Args:
         name: Its name in tables, and of its file of records.
-        mask: The source, e.g. "diffedit"; "{word}" stands for PIE-Bench's blended word of the source prompt.
+        mask: The source, e.g. "diffedit"; "{word}" stands for the object that the edit is about.
         options: Of the source and of `MaskShape`; JSON-able.
         model: What `editbook.load` gets: the model that the source asks.
     """

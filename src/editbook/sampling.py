@@ -123,6 +123,11 @@ class Schedule:
         return [Move(told(t), self.alpha(t - self._gap), self.alpha(t)) for t in reversed(self.timesteps)]
 
 
+def whole_steps(fraction: float, steps: int) -> int:
+    """How many whole steps a fraction of all steps is: 0.29 of 100 is 29, whatever floating point makes of it."""
+    return math.floor(round(fraction * steps, 9))
+
+
 def ddim_step(
     z: torch.Tensor, eps: torch.Tensor, alpha_from: float, alpha_to: float, sigma: float = 0.0
 ) -> torch.Tensor:

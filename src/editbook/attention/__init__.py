@@ -2,7 +2,7 @@
 
 from .align import refine_mapper, swap_mapper, tokens_of, words_and_tokens
 from .contrast import CrossImageAttention, IntegratedAttention, contrast
-from .control import Chain, Control, Projected, Site, heights, map_height, null_of, sites, source_of
+from .control import Chain, Control, Projected, Site, finest_levels, heights, map_height, null_of, sites, source_of
 from .features import Block, CaptureFeatures, Features, InjectFeatures, blocks, components
 from .foreground import Foreground, WordForeground, at_grid
 from .inject import InjectQueriesKeys, injection_place
@@ -36,6 +36,7 @@ __all__ = [
     "blocks",
     "components",
     "contrast",
+    "finest_levels",
     "heights",
     "injection_place",
     "map_height",

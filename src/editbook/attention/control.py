@@ -63,6 +63,18 @@ def heights(unet: Any, latent_height: int) -> list[int]:
     return [-(-latent_height // 2**depth) for depth in range(len(unet.config.block_out_channels))]
 
 
+def finest_levels(unet: Any, latent_height: int, levels: int) -> list[int]:
+    """Heights of the so many finest levels, finest first.
+
+    Raises:
+        EditbookError: The U-Net has fewer, or none is asked for.
+    """
+    found = heights(unet, latent_height)
+    if not 1 <= levels <= len(found):
+        raise EditbookError(f"levels must be from 1 to {len(found)}, the levels of this U-Net, got {levels!r}.")
+    return found[:levels]
+
+
 def map_height(unet: Any, latent_height: int, *, limit: int = 16, below_finest: bool = False) -> int:
     """The height at which maps of words are read: the largest of at most 16 cells, else the smallest there is.
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ..errors import EditbookError
 from ..images import crop_box
-from ..sampling import Step
+from ..sampling import Move, Step, add_noise
 
 
 def square_mask(mask: Any, picture: Image.Image | None = None) -> np.ndarray:
@@ -95,22 +95,42 @@ class PasteSourceRow:
         return paste_source_row(step, self.mask)
 
 
+def noised_path(z_0: torch.Tensor, noises: Sequence[torch.Tensor], path: Sequence[Move]) -> list[torch.Tensor]:
+    """A picture's latent after each step of a path: noised in one jump to the level of each, and itself after the last.
+
+    Args:
+        z_0: The picture's latent, (1, channels, h, w).
+        noises: The noise of each step, (n, channels, h, w); the last one is not used.
+        path: The moves.
+    """
+    levels = [move.alpha_to for move in path[:-1]]
+    return [*(add_noise(z_0, noise, alpha) for noise, alpha in zip(noises, levels, strict=False)), z_0]
+
+
 class KeepSource:
     """A blend that keeps the source outside a mask by pasting a known path of it at every step.
 
     Args:
-        path: The source's latent after each step of the sampling path, (1, channels, h, w) each; the last one is z_0.
-        mask: 1 where the edit may act, 0 where the path is pasted: (1, 1, h, w), or a number for the whole latent.
+        path: The source's latent after each step of the sampling path, (1 or n, channels, h, w) each; the last one is
+            z_0.
+        mask: 1 where the edit may act, 0 where the path is pasted: (1, 1, h, w), or a number for the whole latent; or a
+            list of these, one for each step.
         rows: The rows of the batch to paste into; all by default.
     """
 
-    def __init__(self, path: Sequence[torch.Tensor], mask: torch.Tensor | float, rows: slice = slice(None)) -> None:
-        self.path, self.mask, self.rows = path, mask, rows
+    def __init__(
+        self,
+        path: Sequence[torch.Tensor],
+        mask: torch.Tensor | float | Sequence[torch.Tensor | float],
+        rows: slice = slice(None),
+    ) -> None:
+        self.path, self.rows = path, rows
+        self.masks = list(mask) if isinstance(mask, Sequence) else [mask] * len(path)
 
     def __call__(self, step: Step) -> torch.Tensor:
         """Inside the mask the sampled latent, outside the source's latent of the same level."""
         if step.total != len(self.path):
             raise EditbookError(f"The source path has {len(self.path)} latents for {step.total} steps.")
         z = step.z_next.clone()
-        z[self.rows] = torch.lerp(self.path[step.i].expand_as(z[self.rows]), z[self.rows], self.mask)
+        z[self.rows] = torch.lerp(self.path[step.i].expand_as(z[self.rows]), z[self.rows], self.masks[step.i])
         return z

@@ -10,9 +10,9 @@ import editbook
 from editbook import pocket
 from editbook.attention import Capture, CaptureFeatures, Chain
 from editbook.errors import EditbookError
-from editbook.methods.tuning_free.attention.plug_and_play import NegativeGuidance, PlugAndPlay, whole_steps
+from editbook.methods.tuning_free.attention.plug_and_play import NegativeGuidance, PlugAndPlay
 from editbook.metrics import psnr
-from editbook.sampling import ClassifierFreeGuidance
+from editbook.sampling import ClassifierFreeGuidance, whole_steps
 
 SOURCE, TARGET = "a photo of a cat on the beach", "a pencil sketch of a fox on the beach"
 

@@ -14,7 +14,7 @@ from ....inversion.embedding_tuning import EmbeddingTuning, TunedInversion, Tuni
 from ....masks import PasteSourceRow
 from ....model import Model
 from ....result import Edit
-from ....sampling import Callback, Schedule
+from ....sampling import Callback, Schedule, whole_steps
 from ...base import Card, InvertingMethod, Request, finish, sample_back
 
 Embed = Callable[[Model, Sequence[str]], torch.Tensor]
@@ -139,7 +139,7 @@ class BalancedAttention(Control):
 
     def active(self, site: Site) -> bool:
         """In the first steps."""
-        return self.step < int(self.until[site.kind] * self.total)
+        return self.step < whole_steps(self.until[site.kind], self.total)
 
     def exchange(self, projected: Projected, site: Site, rows: int) -> Projected:
         """The last row gets another row's queries and keys."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ....attention import Chain, Control, CrossImageAttention, WordForeground, map_height
+from ....attention import Chain, Control, CrossImageAttention, WordForeground, finest_levels, map_height
 from ....errors import EditbookError
 from ....images import as_image
 from ....masks import AdaIN, KeepSource, PasteSourceRow
@@ -17,7 +17,6 @@ from ....model import Model
 from ....result import Edit
 from ....sampling import Blend, Guidance, Schedule
 from ...base import Card, InvertingMethod, Request, finish, sample_back
-from .masactrl import decoder_levels
 from .ti_guided_edit import invert_reference, masks_of
 
 
@@ -121,7 +120,7 @@ class CrossImage(InvertingMethod):
         appearance = (self.reference_prompt or request.source) if own else target
         prompts = [request.source, appearance, target]
         model.embed(prompts)  # what cannot be used should cost no walk
-        finest, *others = decoder_levels(model, self.levels)
+        finest, *others = finest_levels(model.unet, model.latent_shape[1], self.levels)
         spans = {finest: (self.start, self.stop_finest), **dict.fromkeys(others, (self.start, self.stop))}
         control = CrossImageAttention(spans, (0, 1, 2), self.strength, self.mixed)
         controls: list[Control] = [control]

@@ -17,7 +17,7 @@ from ....masks import paste_source_row
 from ....model import Model
 from ....pocket import changed_words
 from ....result import Edit
-from ....sampling import ClassifierFreeGuidance, Move, Schedule, Step
+from ....sampling import ClassifierFreeGuidance, Move, Schedule, Step, whole_steps
 from ...base import Card, Request, finish, sample_back
 from .prompt_to_prompt import PromptToPrompt
 
@@ -206,7 +206,7 @@ class LateBlend:
 
     def __call__(self, step: Step) -> torch.Tensor:
         """z_next, its outside the source's when it is late enough."""
-        late = step.total - step.i <= int(round(self.last * step.total, 9))
+        late = step.total - step.i <= whole_steps(self.last, step.total)
         return paste_source_row(step, self.mask) if late else step.z_next
 
 

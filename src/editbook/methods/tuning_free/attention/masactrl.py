@@ -7,25 +7,13 @@ from typing import Any, ClassVar
 
 import torch
 
-from ....attention import Chain, Foreground, MutualSelfAttention, WordForeground, heights, map_height
+from ....attention import Chain, Foreground, MutualSelfAttention, WordForeground, finest_levels, map_height
 from ....errors import EditbookError, unknown
 from ....masks import PasteSourceRow, latent_mask
 from ....model import Model
 from ....result import Edit
 from ....sampling import Attention, Schedule
 from ...base import Card, InvertingMethod, Request, finish, sample_back
-
-
-def decoder_levels(model: Model, levels: int) -> list[int]:
-    """Heights of the so many finest levels, finest first.
-
-    Raises:
-        EditbookError: The U-Net has fewer, or none is asked for.
-    """
-    found = heights(model.unet, model.latent_shape[1])
-    if not 1 <= levels <= len(found):
-        raise EditbookError(f"levels must be from 1 to {len(found)}, the levels of this U-Net, got {levels!r}.")
-    return found[:levels]
 
 
 def first_step(start: float, steps: int) -> int:
@@ -125,7 +113,7 @@ class MasaCtrl(InvertingMethod):
         """Mutual self-attention for a source and a target row, with what its masks need."""
         foreground = self.foreground(model, prompts)
         mutual = MutualSelfAttention(
-            decoder_levels(model, self.levels),
+            finest_levels(model.unet, model.latent_shape[1], self.levels),
             start=first_step(self.start, self.steps),
             inject=self.keys,
             inject_null=self.keys,

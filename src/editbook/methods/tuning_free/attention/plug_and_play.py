@@ -15,7 +15,7 @@ from ....inversion import Inversion
 from ....masks import KeepSource, PasteSourceRow
 from ....model import Model
 from ....result import Edit
-from ....sampling import Attention, Blend, Guidance, Schedule
+from ....sampling import Attention, Blend, Guidance, Schedule, whole_steps
 from ...base import Card, InvertingMethod, Request, finish, sample_back
 
 
@@ -153,8 +153,3 @@ class PlugAndPlay(InvertingMethod):
             callbacks=request.callbacks,
         )
         return finish(model, request, inversion, z_0)
-
-
-def whole_steps(fraction: float, steps: int) -> int:
-    """floor(fraction * steps), where 0.29 of 100 are 29, whatever floating point says."""
-    return math.floor(round(fraction * steps, 9))

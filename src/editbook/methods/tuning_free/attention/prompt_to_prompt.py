@@ -24,7 +24,7 @@ from ....errors import EditbookError, unknown
 from ....masks import LocalBlend, PasteSourceRow
 from ....model import Model
 from ....result import Edit
-from ....sampling import Blend, Schedule
+from ....sampling import Blend, Schedule, whole_steps
 from ...base import Card, InvertingMethod, Request, finish, sample_back
 
 
@@ -64,7 +64,7 @@ class PromptToPromptControl(Control):
 
     def active(self, site: Site) -> bool:
         """Cross-attention always (weights act in every step), self-attention until tau_s."""
-        return site.kind == "cross" or self.step < int(self.self_replace * self.total)
+        return site.kind == "cross" or self.step < whole_steps(self.self_replace, self.total)
 
     def apply(self, probabilities: torch.Tensor, site: Site) -> torch.Tensor:
         """Source row untouched, target rows edited: P2P's Eq. for P-hat."""

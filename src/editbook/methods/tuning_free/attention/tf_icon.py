@@ -16,7 +16,7 @@ from ....masks import latent_mask, mask_array
 from ....masks.place import box_mask, box_of, check_box, object_mask, paste, place
 from ....model import Model
 from ....result import Edit
-from ....sampling import ClassifierFreeGuidance, Schedule, Step, Trajectory, follow
+from ....sampling import ClassifierFreeGuidance, Schedule, Step, Trajectory, follow, whole_steps
 from ...base import Card, Method, Request
 
 BACKGROUND, OBJECT, COMPOSITE = range(3)
@@ -190,7 +190,7 @@ class TFICON(Method):
         own = both.z_T[BACKGROUND if self.domain == "same" else OBJECT]
         fresh = torch.where(box, model.random_latent(request.seed), both.z_T[:1])
         start = torch.where(thing, own[None], fresh)
-        stops = [int(round(share * self.steps, 9)) for share in (self.background_until, self.tau_a, self.tau_b)]
+        stops = [whole_steps(share, self.steps) for share in (self.background_until, self.tau_a, self.tau_b)]
         inversion = replace(
             both,
             latents=[z[:1] for z in both.latents],

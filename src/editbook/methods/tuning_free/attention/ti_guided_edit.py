@@ -9,17 +9,24 @@ from typing import Any, ClassVar
 
 import torch
 
-from ....attention import Chain, InjectFeatures, IntegratedAttention, Site, WordForeground, injection_place, map_height
+from ....attention import (
+    Chain,
+    InjectFeatures,
+    IntegratedAttention,
+    Site,
+    WordForeground,
+    finest_levels,
+    injection_place,
+    map_height,
+)
 from ....errors import EditbookError, unknown
 from ....images import as_image, fit
 from ....inversion import Inversion
 from ....masks import AdaIN, KeepSource, PasteSourceRow
 from ....model import Model
 from ....result import Edit
-from ....sampling import Attention, Blend, Schedule, Step
+from ....sampling import Attention, Blend, Schedule, Step, whole_steps
 from ...base import Card, InvertingMethod, Request, finish, sample_back
-from .masactrl import decoder_levels
-from .plug_and_play import whole_steps
 
 Masks = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """From the latents of all rows, which give the size, to the masks of two rows, bool (h, w) each."""
@@ -194,7 +201,7 @@ class TIGuidedEdit(InvertingMethod):
         return [
             InjectFeatures(height, stop=whole_steps(self.feature_steps, self.steps), row=structure, into=2),
             IntegratedAttention(
-                decoder_levels(model, self.levels),
+                finest_levels(model.unet, model.latent_shape[1], self.levels),
                 first,
                 (self.appearance_start, self.appearance_stop),
                 (0.0, self.structure_stop),

@@ -18,6 +18,7 @@ from ....attention import (
     StoredAttention,
     WordForeground,
     at_grid,
+    finest_levels,
     map_height,
 )
 from ....errors import EditbookError, unknown
@@ -27,7 +28,7 @@ from ....model import Model
 from ....result import Edit
 from ....sampling import Callback, ClassifierFreeGuidance, Move, Schedule, follow
 from ...base import Card, InvertingMethod, Request, finish, sample_back
-from .masactrl import decoder_levels, first_step
+from .masactrl import first_step
 
 
 @dataclass
@@ -65,7 +66,8 @@ class TIC(Inverter):
     def recorder(self, model: Model, steps: int) -> Recorder:
         """What keeps keys and values at the chosen places."""
         sides = ("up",) if self.side == "decoder" else ("down", "mid", "up")
-        return Recorder(decoder_levels(model, self.levels), sides, first_step(self.start, steps))
+        levels = finest_levels(model.unet, model.latent_shape[1], self.levels)
+        return Recorder(levels, sides, first_step(self.start, steps))
 
     def attention(self, pairs: Pairs, steps: int) -> StoredAttention | None:
         """What lets the source row read them; None if no step asks for any."""

@@ -299,6 +299,10 @@ class DynamicPrompt(NullText):
         """
         if self.nouns:
             return {noun: tokens_of(tokenizer, prompt, noun, 0) for noun in self.nouns}
+        if not prompt.strip():
+            raise EditbookError(
+                "dynamic-prompt-learning learns words of the prompt it inverts under, and cannot follow an empty one."
+            )
         known = set(prompt.lower().replace(",", " ").replace(".", " ").split())
         found = {word: tokens_of(tokenizer, prompt, word, 0) for word in OBJECTS if word in known}
         if not found:

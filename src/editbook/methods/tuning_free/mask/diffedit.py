@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -88,25 +89,55 @@ class DiffEdit(InvertingMethod):
 
     def __call__(self, model: Model, request: Request) -> Edit:
         """Find the mask, encode, decode."""
-        if request.image is None:
-            raise EditbookError("diffedit needs a picture.")
-        schedule = Schedule(model.scheduler, self.steps).part(self.encoding_ratio)
-        if not schedule.timesteps:
-            raise EditbookError(f"encoding_ratio {self.encoding_ratio} of {self.steps} steps is no step: raise either.")
         if self.encode_with == "source" and not request.source.strip():
             raise EditbookError("encode_with='source' of diffedit needs a source prompt.")
         encoded = request.source if self.encode_with == "source" else ""
-        prompts = [encoded, request.target]
-        model.embed(prompts)  # before any walk: a prompt that is too long should cost nothing
-        mask = self.mask(model, request) if request.mask is None else request.mask
-        inversion = self.invert(model, replace(request, source=encoded), schedule)
-        path = inversion.latents[1:] if self.timing == "paper" else inversion.latents[:-1]
-        z_0 = sample_back(
+        return encode_and_decode(
+            self,
             model,
-            inversion,
-            prompts,
-            self.guidance_scale,
-            blends=[KeepSource(path, mask, slice(1, None))],
-            callbacks=request.callbacks,
+            replace(request, source=encoded),
+            lambda: self.mask(model, request),
+            encoding_ratio=self.encoding_ratio,
+            timing=self.timing,
         )
-        return finish(model, request, inversion, z_0, mask=mask)
+
+
+def encode_and_decode(
+    editor: InvertingMethod,
+    model: Model,
+    request: Request,
+    find: Callable[[], torch.Tensor],
+    *,
+    encoding_ratio: float,
+    timing: str = "paper",
+) -> Edit:
+    """Steps 2 and 3 of DiffEdit, with any mask: that of the request, or else the one that is found.
+
+    Args:
+        editor: Whose steps, guidance and inversion are taken.
+        model: The model.
+        request: The picture; its source prompt is the one to encode under.
+        find: Makes the mask, (1, 1, h, w); called when all else is known to be right, as it may be expensive.
+        encoding_ratio: How far up to encode, in (0, 1].
+        timing: "paper" or "diffusers", see `DiffEdit`.
+    """
+    name = editor.card.id
+    if request.image is None:
+        raise EditbookError(f"{name} needs a picture.")
+    schedule = Schedule(model.scheduler, editor.steps).part(encoding_ratio)
+    if not schedule.timesteps:
+        raise EditbookError(f"encoding_ratio {encoding_ratio} of {editor.steps} steps is no step: raise either.")
+    prompts = [request.source, request.target]
+    model.embed(prompts)  # before any walk: a prompt that is too long should cost nothing
+    mask = find() if request.mask is None else request.mask
+    inversion = editor.invert(model, request, schedule)
+    path = inversion.latents[1:] if timing == "paper" else inversion.latents[:-1]
+    z_0 = sample_back(
+        model,
+        inversion,
+        prompts,
+        editor.guidance_scale,
+        blends=[KeepSource(path, mask, slice(1, None))],
+        callbacks=request.callbacks,
+    )
+    return finish(model, request, inversion, z_0, mask=mask)
