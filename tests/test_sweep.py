@@ -25,6 +25,7 @@ from editbook.bench import (
     summary,
     sweep,
     table,
+    texts_for,
 )
 from editbook.cli import main
 from editbook.errors import EditbookError
@@ -235,3 +236,9 @@ def test_masks_are_scored_against_the_exact_ones(random_model, tmp_path):
     with pytest.raises(EditbookError, match="other settings"):
         sweep_masks(random_model, MaskEntry("attention", "diffedit"), names, tmp_path)
     assert len({entry.name for entry in MASK_SUITE}) == len(MASK_SUITE)
+
+
+def test_a_method_is_told_what_it_asks_for():
+    task = bench().task(drawn_tasks(1)[1])
+    assert texts_for(REGISTRY["instructedit"](), task) == {"instruction": task.instruction}
+    assert texts_for(REGISTRY["masactrl"](), task) == {"source": task.source_prompt, "target": task.target_prompt}

@@ -17,7 +17,7 @@ from .editing import edit
 from .errors import EditbookError, unknown
 from .files import writable_folder
 from .images import save_image
-from .methods import REGISTRY
+from .methods import REGISTRY, Method
 from .metrics import edit_success, load_reader, psnr
 from .model import Model
 from .pocket import OBJECTS, TYPES, bench
@@ -36,12 +36,14 @@ class Entry:
         options: The method's options, and its inversion's; JSON-able.
         mask: Give the method the task's exact mask, as a user would draw it; or the name of a source of masks, in which
             "{word}" stands for the object that the edit is about.
+        model: What `editbook.load` gets, for methods that need another model than the others; "" is the sweep's own.
     """
 
     name: str
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
     mask: bool | str = False
+    model: str = ""
 
     def mask_for(self, task: BenchTask) -> Any:
         """What the method is given as a mask for a task."""
@@ -82,6 +84,13 @@ def drawn_tasks(each: int, size: int = 64) -> list[str]:
         order = np.random.default_rng([number, 4]).permutation(len(known))
         drawn.append([known[k] for k in order[:each]])
     return [name for turn in zip(*drawn, strict=True) for name in turn]
+
+
+def texts_for(method: Method, task: BenchTask) -> dict[str, str]:
+    """What a method is told of a task: both prompts; or the instruction alone, for one that needs it."""
+    if "instruction" in method.card.inputs:
+        return {"instruction": task.instruction}
+    return {"source": task.source_prompt, "target": task.target_prompt}
 
 
 def measure(made: Edit, task: BenchTask, reading: Any) -> dict[str, Any]:
@@ -167,18 +176,16 @@ def sweep(
     }
     file = RecordFile(writable_folder(folder) / f"{entry.name}.jsonl", head)
     tasks, reader = bench(model.image_size), load_reader()
-    takes_instruction = any(name.startswith("instruction") for name in method.card.inputs)
     for name in progress([name for name in names if name not in file.known]):
         task = tasks.task(name)
         record = {"task": name, "type": TYPES[task.type_id or 0]}
+        texts: dict[str, Any] = texts_for(method, task)
         try:
             made = edit(
                 model,
                 task.source_image,
                 method,
-                source=task.source_prompt,
-                target=task.target_prompt,
-                instruction=task.instruction if takes_instruction else "",
+                **texts,
                 seed=seed,
                 mask=entry.mask_for(task),
             )
@@ -375,6 +382,18 @@ SUITES: dict[str, tuple[Entry, ...]] = {
         Entry("delta-denoising-score", "delta-denoising-score", SCORE),
         Entry("contrastive-denoising-score", "contrastive-denoising-score", {**SCORE, "contrastive_weight": 300.0}),
     ),
+    "masks": (
+        Entry("img2img", "img2img", SHORT, mask=True),
+        Entry("diffedit", "diffedit", SHORT),
+        Entry("diffedit-exact", "diffedit", SHORT, mask=True),
+        Entry("blended-diffusion", "blended-diffusion", mask=True),
+        Entry("blended-latent-diffusion", "blended-latent-diffusion", SHORT, mask=True),
+        Entry("pfb-diff", "pfb-diff", SHORT, mask=True),
+        Entry("instructedit", "instructedit", SHORT),
+        Entry("watch-your-steps", "watch-your-steps", SHORT, model="pocket-instruct-pix2pix"),
+        Entry("instruct-pix2pix", "instruct-pix2pix", SHORT, model="pocket-instruct-pix2pix"),
+        Entry("mfl", "mfl", {**SHORT, "candidates": 4}),
+    ),
 }
 """Comparisons of the book by name."""
 
@@ -408,4 +427,5 @@ __all__ = [
     "summary",
     "sweep",
     "table",
+    "texts_for",
 ]

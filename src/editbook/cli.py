@@ -264,10 +264,10 @@ def bench_run(
         import torch
 
         torch.set_num_threads(threads)
-    model = load(model_name, device=device)
-    tasks = drawn_tasks(each, model.image_size)
     for name in only or entries:
-        sweep(model, entries[name], tasks, output, progress=lambda left, name=name: tqdm(left, desc=name, unit="edit"))  # type: ignore[misc]
+        model = load(entries[name].model or model_name, device=device)
+        bar = functools.partial(tqdm, desc=name, unit="edit")
+        sweep(model, entries[name], drawn_tasks(each, model.image_size), output, progress=bar)
 
 
 @bench_group.command("masks")
@@ -308,7 +308,21 @@ def bench_table(folder: Path) -> None:
 @main.command()
 @click.argument(
     "name",
-    type=click.Choice(["vae", "decoder", "clip", "unet", "reader", "instruct-pix2pix", "pixel", "export", "report"]),
+    type=click.Choice(
+        [
+            "vae",
+            "decoder",
+            "clip",
+            "unet",
+            "reader",
+            "segmenter",
+            "inpainter",
+            "instruct-pix2pix",
+            "pixel",
+            "export",
+            "report",
+        ],
+    ),
 )
 @click.option("--run", "run_folder", type=click.Path(path_type=Path), default=Path("runs/pocket"), show_default=True)
 @click.option(

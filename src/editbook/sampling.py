@@ -81,7 +81,7 @@ class Schedule:
         """The path from noise to picture, or its last part: `strength` 0.8 starts 80 % of the way up."""
         if not 0 <= strength <= 1:
             raise EditbookError(f"strength must lie in [0, 1], got {strength!r}.")
-        start = self.steps - min(int(self.steps * strength), self.steps)
+        start = self.steps - whole_steps(strength, self.steps)
         return [Move(t, self.alpha(t), self.alpha(t - self._gap)) for t in self.timesteps[start:]]
 
     def part(self, strength: float) -> Schedule:
@@ -104,7 +104,7 @@ class Schedule:
         """
         if not 0 < strength <= 1:
             raise EditbookError(f"strength must lie in (0, 1], got {strength!r}.")
-        top = int(round(len(self._alphas) * strength, 9)) - 1
+        top = whole_steps(strength, len(self._alphas)) - 1
         if top < self.steps:
             raise EditbookError(f"{self.steps} steps do not fit into {top} timesteps: take fewer steps, or skip less.")
         times = [int(t) for t in torch.linspace(top, 1, self.steps, dtype=torch.float64)] + [0]
@@ -123,9 +123,26 @@ class Schedule:
         return [Move(told(t), self.alpha(t - self._gap), self.alpha(t)) for t in reversed(self.timesteps)]
 
 
-def whole_steps(fraction: float, steps: int) -> int:
-    """How many whole steps a fraction of all steps is: 0.29 of 100 is 29, whatever floating point makes of it."""
-    return math.floor(round(fraction * steps, 9))
+def whole_steps(fraction: float, steps: int, *, nearest: bool = False) -> int:
+    """How many whole steps a fraction of all steps is: 0.29 of 100 is 29, whatever floating point makes of it.
+
+    Args:
+        fraction: In [0, 1].
+        steps: N.
+        nearest: Take the nearest number, and not the one below, as most official codes do. For ranges that a paper
+            gives in steps, such as MasaCtrl's 4 of 50: 0.08 of 20 is then 2.
+    """
+    return math.floor(round(fraction * steps, 9) + (0.5 if nearest else 0))
+
+
+Span = tuple[float, float]
+"""Fractions of the steps, from the first to before the last."""
+
+
+def within(span: Span, step: int, total: int) -> bool:
+    """Whether step i of `total` lies in a span, whose ends are the nearest whole steps: 0.08 of 50 is step 4."""
+    first, last = (whole_steps(end, total, nearest=True) for end in span)
+    return first <= step < last
 
 
 def ddim_step(

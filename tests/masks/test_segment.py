@@ -79,7 +79,8 @@ def test_nothing_found_and_no_phrase_raise(tools, random_model, picture):
         editbook.edit(random_model, picture, "diffedit", mask="segment", **options)
 
 
-def test_without_a_detector_it_says_what_is_missing(tools, random_model, picture):
-    for given, missing in (({}, "grounder"), ({"grounder": tools}, "segmenter"), ({"grounder": "sam"}, "grounder")):
-        with pytest.raises(EditbookError, match=f"A {missing} is needed"):
+def test_a_model_that_is_not_here_is_named(tools, random_model, picture):
+    both = {"grounder": tools, "segmenter": "no such"}
+    for given, missing in (({"grounder": "no such"}, "Grounding DINO"), (both, "Segment Anything")):
+        with pytest.raises(EditbookError, match=f"Could not load {missing}"):
             find_mask(random_model, picture, "segment:cat", given)

@@ -23,7 +23,7 @@ ROOT = Path(editbook.methods.__file__).parent
 
 
 def test_every_method_file_registers_its_method():
-    files = {path.stem.replace("_", "-") for path in ROOT.rglob("*.py") if path.stem not in ("__init__", "base")}
+    files = {path.stem.replace("_", "-") for path in ROOT.rglob("*/*.py") if path.stem != "__init__"}
     assert {inspect.getsourcefile(REGISTRY[name]).rpartition("/")[2][:-3].replace("_", "-") for name in IDS} == files
 
 
@@ -180,8 +180,9 @@ def test_the_model_is_left_as_it_was(name, random_model, picture, fitting):
 )
 def test_bad_input_raises(name, bad, message, random_model, picture, fitting):
     if "long" in bad:
-        takes_target = any(item.startswith("target prompt") for item in editbook.methods[name].card.inputs)
-        bad = {"target" if takes_target else "instruction": bad["long"]}
+        inputs = editbook.methods[name].card.inputs
+        instructed = "instruction" in inputs and not any(item.startswith("target prompt") for item in inputs)
+        bad = {"instruction" if instructed else "target": bad["long"]}
     with pytest.raises(EditbookError, match=message):
         editbook.edit(
             fitting(name, random_model), picture, name, **{**texts(name), "steps": 2, **QUICK.get(name, {}), **bad}

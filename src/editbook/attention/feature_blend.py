@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from ..errors import EditbookError, unknown
-from .control import Control, Projected, Site, heights, null_of, source_of
+from .control import Control, Projected, Site, Watcher, heights, null_of, source_of
 
 MASK_GRIDS = ("max", "area", "bicubic")
 """How `mask_at` can bring a mask to a coarser grid."""
@@ -88,7 +88,7 @@ def passages(unet: Any, latent_size: tuple[int, int]) -> dict[Passage, tuple[str
     return found
 
 
-class BlendFeatures:
+class BlendFeatures(Watcher):
     """h <- h M + h_source (1 - M) at some passages: inside the mask a row's own features, outside those of the source.
 
     It stands beside controls of attention in a `Chain`, or alone. The source is the first conditional row, and stays
@@ -101,16 +101,10 @@ class BlendFeatures:
         how: See `mask_at`.
     """
 
-    step: int = 0
-
     def __init__(
         self, mask: torch.Tensor, places: Collection[Passage], stop: int | None = None, how: str = "max"
     ) -> None:
         self.mask, self.places, self.stop, self.how = mask, set(places), stop, how
-
-    def begin_step(self, i: int, total: int) -> None:
-        """Called by the sampler before step i of `total`."""
-        self.step = i
 
     def apply(self, features: torch.Tensor, rows: int) -> torch.Tensor:
         """The blended features of the whole batch, (batch, channels, height, width)."""
@@ -119,11 +113,7 @@ class BlendFeatures:
 
     @contextmanager
     def attached(self, unet: Any, latent_size: tuple[int, int], rows: int) -> Iterator[None]:
-        """A context in which the features that pass there are blended.
-
-        Raises:
-            EditbookError: There is no place, or the U-Net has no such passage.
-        """
+        """As `Watcher.attached`, for its passages."""
         known = passages(unet, latent_size)
         missing = self.places - set(known)
         if missing or not self.places:
@@ -165,11 +155,12 @@ class MaskWords(Control):
 
     Args:
         mask: (1, 1, h, w) in [0, 1], at the latent's size.
-        inside: Tokens that act where the mask is above one half.
-        outside: Tokens that act where it is not.
+        inside: Tokens that act inside.
+        outside: Tokens that act outside.
         layers: The transformer blocks, by `Site.index`.
         stop: The step before which it ends; None goes to the last.
-        how: See `mask_at`.
+        how: See `mask_at`; above one half is inside. Where no cell of a grid would be inside, or outside, those are
+            that have a part of that side: a word that acts somewhere acts at every level.
 
     Raises:
         EditbookError: The start token is among them: a pixel with nothing to attend to would be NaN.
@@ -199,16 +190,25 @@ class MaskWords(Control):
         """Until it ends."""
         return self.stop is None or self.step < self.stop
 
+    def cells(self, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which cells of a grid are inside, and which outside, bool (cells,) each."""
+        open_ = mask_at(self.mask, size, self.how).flatten()
+        inside, outside = open_ > 0.5, open_ <= 0.5
+        if not inside.any():
+            inside = mask_at(self.mask, size, "max").flatten() > 0.5
+        if not outside.any():
+            outside = mask_at(1 - self.mask, size, "max").flatten() > 0.5
+        return inside, outside
+
     def exchange(self, projected: Projected, site: Site, rows: int) -> Projected:
         """The same queries, keys and values, and a mask."""
         batch = len(projected.query)
-        open_ = (mask_at(self.mask, (site.height, site.width), self.how) > 0.5).flatten()[:, None]
-        open_ = open_.to(projected.query.device)
-        seen = torch.ones(batch, 1, len(open_), projected.key.shape[2], dtype=torch.bool, device=open_.device)
+        inside, outside = (part.to(projected.query.device)[:, None] for part in self.cells((site.height, site.width)))
+        seen = torch.ones(batch, 1, len(inside), projected.key.shape[2], dtype=torch.bool, device=inside.device)
         nulls = (null_of(row, batch, rows) for row in range(1, rows))
         for row in (*range(batch - rows + 1, batch), *(null for null in nulls if null is not None)):
-            seen[row, 0, :, self.inside] = open_
-            seen[row, 0, :, self.outside] &= ~open_
+            seen[row, 0, :, self.inside] = inside
+            seen[row, 0, :, self.outside] &= outside
         given = projected.mask
         if given is None or given.dtype == torch.bool:
             return projected._replace(mask=seen if given is None else seen & given)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
+from .. import perception
 from ..errors import EditbookError
 from ..model import Model
 from .find import MaskSource, Subject
@@ -29,10 +31,18 @@ class Grounded:
 
 
 def outside_model(kind: str, given: Any) -> Any:
-    """The model that an option stands for: an object is taken as it is; this is where names will be looked up."""
-    if given is not None and not isinstance(given, str):
+    """The model that an option stands for: an object as it is, a name through `perception`'s loader of that kind.
+
+    Args:
+        kind: "segmenter", "grounder", ...
+        given: The option; None is "pocket", the stand-in that ships with the package.
+    """
+    if given is not None and not isinstance(given, str | Path):
         return given
-    raise EditbookError(f"A {kind} is needed: give an object as {kind}=, got {given!r}.")
+    load = getattr(perception, f"load_{kind}", None)
+    if load is None:
+        raise EditbookError(f"A {kind} is needed: give an object as {kind}=, got {given!r}.")
+    return load("pocket" if given is None else given)
 
 
 def ground_and_segment(image: Image.Image, phrase: str, grounder: Any = None, segmenter: Any = None) -> Grounded:
@@ -41,8 +51,10 @@ def ground_and_segment(image: Image.Image, phrase: str, grounder: Any = None, se
     Args:
         image: The picture.
         phrase: What to look for, e.g. "cat".
-        grounder: An object with `ground(image, text)`, which returns boxes (k, 4), scores (k,) and k phrases.
-        segmenter: An object with `segment(image, boxes=)`, which returns masks (k, height, width) and k scores.
+        grounder: A name for `perception.load_grounder` (None is "pocket"), or an object with `ground(image, text)`,
+            which returns boxes (k, 4), scores (k,) and k phrases.
+        segmenter: A name for `perception.load_segmenter`, or an object with `segment(image, boxes=)`, which returns
+            masks (k, height, width) and k scores.
     """
     boxes, scores, _ = outside_model("grounder", grounder).ground(image, phrase)
     boxes, scores = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(scores, np.float64)

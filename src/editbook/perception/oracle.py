@@ -135,4 +135,4 @@ class SceneOracle:
 
 
 def _scored(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return masks, masks.any((1, 2)).astype(np.float32)
+    return masks, np.asarray(masks.any((1, 2)), np.float32)

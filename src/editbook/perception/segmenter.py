@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,16 @@ from ..errors import EditbookError
 from ..images import as_image
 from ..model import SHIPPED, verify
 from .base import LEVELS, Picture, Segmenter, check_boxes, check_prompts, exclusive, loaded
+from .reader import ReaderNetwork, load_reader
 
 SIDE = 64  # pixels
 TEXT = 128  # width of the shipped CLIP's texts
 MAPS = 3  # positive clicks, negative clicks, box
+Seen = dict[str, torch.Tensor]
+"""What the reader sees of a picture, see `look_at`."""
 _BLOB = 2.0  # standard deviation of a click's blob, in pixels
-_SCALE = 16.0  # of cosine similarities
+SCALE = 16.0  # of cosine similarities
+_COARSE, _MIDDLE, _FINE = 160, 96, 48  # the reader's widths
 
 
 class Residual(nn.Module):
@@ -51,33 +57,35 @@ class Residual(nn.Module):
 
 
 class SegmenterNetwork(nn.Module):
-    """A small U-Net from a picture and what is asked about it to three masks.
+    """From features of a picture and what is asked about it to three masks.
 
-    Clicks and the box are maps beside the picture. A phrase acts where things are recognised: the coarsest features
-    are compared with it as CLIP compares pictures and texts, and it scales and shifts their channels.
+    It is a decoder, as Segment Anything's is: the picture is looked at once, by the shipped reader (see `look_at`), and
+    each question costs little. Clicks and the box are maps beside the features. A phrase acts where things are
+    recognised: features are compared with it as CLIP compares pictures and texts, and it scales and shifts their
+    channels.
 
     Args:
-        widths: Channels at 32, 16 and 8 cells.
+        width: Channels at 16 x 16 cells.
+        fine: Channels at 32 x 32.
     """
 
-    def __init__(self, widths: tuple[int, int, int] = (24, 48, 96)) -> None:
+    def __init__(self, width: int = 64, fine: int = 32) -> None:
         super().__init__()
-        fine, middle, coarse = widths
-        self.stem = nn.Conv2d(3 + MAPS, fine, 4, stride=2, padding=1)
-        self.fine = nn.Sequential(Residual(fine), Residual(fine))
-        self.middle = nn.Sequential(nn.Conv2d(fine, middle, 2, stride=2), Residual(middle), Residual(middle))
-        self.coarse = nn.Sequential(nn.Conv2d(middle, coarse, 2, stride=2), Residual(coarse), Residual(coarse))
-        self.look = nn.Conv2d(coarse, TEXT, 1)
-        self.gate = nn.Sequential(nn.Linear(TEXT, 64), nn.SiLU(), nn.Linear(64, 2 * (coarse + middle)))
-        self.asked = nn.Sequential(nn.Conv2d(coarse + 1, coarse, 1), Residual(coarse))
-        self.up_middle = nn.Sequential(nn.Conv2d(coarse + middle + 1, middle, 1), Residual(middle))
-        self.up_fine = nn.Sequential(nn.Conv2d(middle + fine, fine, 1), Residual(fine))
+        self.enter = nn.Sequential(nn.Conv2d(_COARSE + _MIDDLE, width, 1), Residual(width))
+        self.look = nn.Sequential(nn.SiLU(), nn.Conv2d(width, TEXT, 1))
+        self.gate = nn.Sequential(nn.Linear(TEXT, width), nn.SiLU(), nn.Linear(width, 2 * width))
+        self.asked = nn.Conv2d(width + MAPS + 1, width, 1)
+        self.far = Residual(width)
+        self.near = Residual(width)
+        self.narrow = nn.Conv2d(width, fine, 1)
+        self.up = nn.Sequential(nn.Conv2d(fine + 2 * _FINE + MAPS + 1, fine, 1), Residual(fine))
         self.pixels = nn.Sequential(
-            nn.Conv2d(fine // 4 + 3 + MAPS, 24, 3, padding=1), nn.SiLU(), nn.Conv2d(24, len(LEVELS), 3, padding=1)
+            nn.Conv2d(fine // 4 + 6 + MAPS, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, len(LEVELS), 3, padding=1)
         )
         self.judge = nn.Sequential(
-            nn.Linear(coarse + len(LEVELS) * (middle + 1) + 1, 96), nn.SiLU(), nn.Linear(96, len(LEVELS) + 1)
+            nn.Linear(width + len(LEVELS) * (width + 1) + 1, 96), nn.SiLU(), nn.Linear(96, len(LEVELS) + 1)
         )
+        self.centre: torch.Tensor
         self.register_buffer("centre", torch.zeros(TEXT))  # the mean text: what all have in common says nothing
 
     def direction(self, texts: torch.Tensor) -> torch.Tensor:
@@ -85,39 +93,59 @@ class SegmenterNetwork(nn.Module):
         given = texts.abs().sum(-1, keepdim=True) > 0
         return functional.normalize((texts - self.centre).float(), dim=-1) * given
 
-    def forward(self, x: torch.Tensor, maps: torch.Tensor, texts: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(
+        self, seen: dict[str, torch.Tensor], maps: torch.Tensor, texts: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         """Logits.
 
         Args:
-            x: Pictures (n, 3, 64, 64) in [-1, 1].
+            seen: From `look_at`.
             maps: Positive clicks, negative clicks and box, (n, 3, 64, 64) in [0, 1].
             texts: CLIP's features of a phrase, (n, 128); zeros for none.
 
         Returns:
             "masks" (n, 3, 64, 64); "ious" (n, 3), logits of each mask's IoU with the truth; "presence" (n,), whether
-            there is what was asked for; "look" (n, 128, 8, 8), the features that are compared with texts.
+            there is what was asked for; "look" (n, 128, 16, 16), the features that are compared with texts.
         """
-        fine = self.fine(self.stem(torch.cat([x, maps], 1)))
-        middle = self.middle(fine)
-        coarse = self.coarse(middle)
-        look = functional.normalize(self.look(coarse).float(), dim=1)
+        features = self.enter(torch.cat([_doubled(seen["coarse"]), seen["middle"]], 1))
+        look = functional.normalize(self.look(features).float(), dim=1)
         text = self.direction(texts)
-        alike = _SCALE / 4 * torch.einsum("nchw,nc->nhw", look, text)[:, None].to(coarse)
-        gain, shift = self.gate(_SCALE * text.to(coarse))[..., None, None].chunk(2, 1)
-        split = [coarse.shape[1], middle.shape[1]]
-        (gain_coarse, gain_middle), (shift_coarse, shift_middle) = gain.split(split, 1), shift.split(split, 1)
-        asked = self.asked(torch.cat([coarse * (1 + gain_coarse) + shift_coarse, alike], 1))
-        seen = middle * (1 + gain_middle) + shift_middle
-        up_middle = self.up_middle(torch.cat([_doubled(asked), seen, _doubled(alike)], 1))
-        up_fine = self.up_fine(torch.cat([_doubled(up_middle), fine], 1))
-        masks = self.pixels(torch.cat([functional.pixel_shuffle(up_fine, 2), x, maps], 1))
-        inside = functional.adaptive_avg_pool2d(masks.float().detach().sigmoid(), up_middle.shape[-1]).flatten(2)
-        inside = inside.to(up_middle)
-        under = inside @ up_middle.flatten(2).transpose(1, 2) / (inside.sum(-1, keepdim=True) + 0.5)
+        alike = SCALE / 4 * torch.einsum("nchw,nc->nhw", look, text)[:, None].to(features)
+        gain, shift = self.gate(SCALE * text.to(features))[..., None, None].chunk(2, 1)
+        maps_32 = functional.max_pool2d(maps, 2)
+        maps_16 = functional.max_pool2d(maps_32, 2)
+        asked = self.asked(torch.cat([features * (1 + gain) + shift, alike, maps_16], 1))
+        asked = self.near(asked + _doubled(self.far(functional.avg_pool2d(asked, 2))))
+        up = _doubled(torch.cat([self.narrow(asked), alike], 1))
+        up = self.up(torch.cat([up, seen["fine"], seen["found"], maps_32], 1))
+        masks = self.pixels(torch.cat([functional.pixel_shuffle(up, 2), seen["pixels"], maps], 1))
+        inside = functional.adaptive_avg_pool2d(masks.float().detach().sigmoid(), asked.shape[-1]).flatten(2)
+        inside = inside.to(asked)
+        under = inside @ asked.flatten(2).transpose(1, 2) / (inside.sum(-1, keepdim=True) + 0.5)
         best = alike.flatten(1).amax(1, keepdim=True)
-        facts = [asked.mean((2, 3)), under.flatten(1), inside.amax(-1), best]
-        judged = self.judge(torch.cat(facts, 1))
+        judged = self.judge(torch.cat([asked.mean((2, 3)), under.flatten(1), inside.amax(-1), best], 1))
         return {"masks": masks, "ious": judged[:, :-1], "presence": judged[:, -1], "look": look}
+
+
+@torch.no_grad()
+def look_at(reader: ReaderNetwork, x: torch.Tensor) -> Seen:
+    """What the segmenter is told of pictures: features of the reader, which is not trained further.
+
+    Args:
+        reader: A trained one; the segmenter fits that only with which it was trained.
+        x: Pictures (n, 3, 64, 64) in [-1, 1].
+
+    Returns:
+        "coarse" (n, 160, 8, 8), "middle" (n, 96, 16, 16), "fine" and "found" (n, 48, 32, 32), before and after the
+        reader's own way down and up; "pixels" (n, 6, 64, 64): the picture, and its own masks of two objects and ground.
+    """
+    fine = reader.fine(reader.stem(x))
+    middle = reader.middle(fine)
+    coarse = reader.coarse(middle)
+    up_middle = reader.up_middle(torch.cat([_doubled(coarse), middle], 1))
+    found = reader.up_fine(torch.cat([_doubled(up_middle), fine], 1))
+    masks = reader.pixels(torch.cat([functional.pixel_shuffle(found, 2), x], 1)).softmax(1)
+    return {"coarse": coarse, "middle": up_middle, "fine": fine, "found": found, "pixels": torch.cat([x, masks], 1)}
 
 
 def _doubled(x: torch.Tensor) -> torch.Tensor:
@@ -170,12 +198,18 @@ def embed_phrases(phrases: Sequence[str]) -> torch.Tensor:
     return functional.normalize(features, dim=-1) * TEXT**0.5
 
 
+def reader_sum() -> str:
+    """SHA-256 of the shipped reader's weights: a segmenter is of use with the reader that it was trained on only."""
+    return hashlib.sha256((SHIPPED / "reader" / "model.safetensors").read_bytes()).hexdigest()
+
+
 @cache
 def load_network(folder: Path = SHIPPED / "segmenter") -> SegmenterNetwork:
     """The shipped network, or one that was trained by `editbook train segmenter`.
 
     Raises:
-        EditbookError: There is none in the folder, or its file does not fit this network.
+        EditbookError: There is none in the folder, its file does not fit this network, or it was trained on the
+            features of another reader than the shipped one.
     """
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
@@ -183,8 +217,11 @@ def load_network(folder: Path = SHIPPED / "segmenter") -> SegmenterNetwork:
     network = SegmenterNetwork()
     try:
         network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
-    except (SafetensorError, RuntimeError, OSError) as error:
+        of = json.loads((path.parent / "record.json").read_text())["reader"]
+    except (SafetensorError, RuntimeError, OSError, ValueError, KeyError) as error:
         raise EditbookError(f"{path} does not hold this version's segmenter: {error}".splitlines()[0]) from None
+    if of != reader_sum():
+        raise EditbookError(f"{path} was trained on another reader than the shipped one: train the segmenter anew.")
     return network.eval().requires_grad_(False)
 
 
@@ -207,6 +244,10 @@ class Canvas:
         array = np.pad(np.asarray(image, np.float32), ((0, SIDE - inner[1]), (0, SIDE - inner[0]), (0, 0)), "edge")
         self.pixels = torch.from_numpy(array).permute(2, 0, 1)[None] / 127.5 - 1
 
+    def seen(self) -> Seen:
+        """What the reader sees of it, see `look_at`."""
+        return look_at(load_reader().network, self.pixels)
+
     def back(self, masks: torch.Tensor) -> np.ndarray:
         """Logits (..., 64, 64) as masks of the picture, bool (..., height, width)."""
         side = max(self.size)
@@ -225,18 +266,20 @@ class PocketSegmenter:
 
     Args:
         network: A trained `SegmenterNetwork`.
-        name: What numbers that come from it are labelled with.
+        least: A mask for a click whose score is lower is given back empty: there is no such part, or no object.
     """
 
-    def __init__(self, network: SegmenterNetwork, name: str = "pocket segmenter (stand-in for Segment Anything)") -> None:
-        self.network, self.name = network.eval().requires_grad_(False), name
+    name = "pocket segmenter (stand-in for Segment Anything)"
+
+    def __init__(self, network: SegmenterNetwork, least: float = 0.25) -> None:
+        self.network, self.least = network.eval().requires_grad_(False), least
 
     @torch.no_grad()
     def _ask(self, canvas: Canvas, maps: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """Masks (n, 3, 64, 64) as logits, and scores (n, 3)."""
         count = len(maps)
-        x = canvas.pixels.expand(count, -1, -1, -1)
-        answers = self.network(x, torch.from_numpy(np.stack(maps)), torch.zeros(count, TEXT))
+        seen = {name: value.expand(count, -1, -1, -1) for name, value in canvas.seen().items()}
+        answers = self.network(seen, torch.from_numpy(np.stack(maps)), torch.zeros(count, TEXT))
         scores = answers["ious"].sigmoid() * answers["presence"].sigmoid()[:, None]
         return answers["masks"], scores
 
@@ -254,7 +297,7 @@ class PocketSegmenter:
             # A click at whole numbers means the middle of that pixel.
             maps = [prompt_maps((clicks[0] + 0.5) * canvas.scale, clicks[1], None)]
             masks, scores = self._ask(canvas, maps)
-            return canvas.back(masks[0]), scores[0].numpy()
+            return canvas.back(masks[0]) & (scores[0] >= self.least).numpy()[:, None, None], scores[0].numpy()
         at = check_boxes(canvas.size, boxes)
         if not len(at):
             return np.zeros((0, canvas.size[1], canvas.size[0]), bool), np.zeros(0, np.float32)
@@ -262,7 +305,7 @@ class PocketSegmenter:
         masks, scores = self._ask(canvas, [prompt_maps(none, none, box * canvas.scale) for box in at])
         return canvas.back(masks[:, 1]), scores[:, 1].numpy()
 
-    def everything(self, image: Picture, grid: int = 12, threshold: float = 0.7) -> tuple[np.ndarray, np.ndarray]:
+    def everything(self, image: Picture, grid: int = 8, threshold: float = 0.7) -> tuple[np.ndarray, np.ndarray]:
         """All objects: a grid of clicks is asked, and of answers that overlap the best is kept. No background.
 
         Args:
@@ -278,6 +321,14 @@ class PocketSegmenter:
         found, of = canvas.back(masks[:, 1]), scores[:, 1].numpy()
         good = (of > threshold) & found.any((1, 2))
         return exclusive(found[good], of[good])
+
+
+@lru_cache(maxsize=1)  # a method asks for it by name at each edit
+def _sam(name: str) -> tuple[Any, Any]:
+    from transformers import SamModel, SamProcessor
+
+    model = SamModel.from_pretrained(name, local_files_only=True)
+    return model, SamProcessor.from_pretrained(name, local_files_only=True)
 
 
 class SamSegmenter:
@@ -299,14 +350,7 @@ class SamSegmenter:
         Raises:
             EditbookError: It is not there.
         """
-
-        def load() -> tuple[Any, Any]:
-            from transformers import SamModel, SamProcessor
-
-            model = SamModel.from_pretrained(name, local_files_only=True)
-            return model, SamProcessor.from_pretrained(name, local_files_only=True)
-
-        model, processor = loaded("Segment Anything", name, load)
+        model, processor = loaded("Segment Anything", name, lambda: _sam(str(name)))
         return cls(model.to(device), processor, f"Segment Anything {name}")
 
     def _embedded(self, image: Picture) -> tuple[Any, torch.Tensor]:

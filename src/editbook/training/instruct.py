@@ -23,9 +23,9 @@ from ..deltas import apply, compress, widen_input
 from ..editing import edit
 from ..guidance import InstructGuidance
 from ..metrics import psnr
-from ..metrics.reader import load_reader
 from ..metrics.truth import edit_success
 from ..model import Model
+from ..perception.reader import load_reader
 from ..pocket import EditTask, bench, sample_edit
 from ..sampling import Schedule, add_noise, follow
 from .clip import padded_tokens
@@ -128,8 +128,8 @@ def follow_instructions(
     model: Model,
     tasks: Sequence[EditTask],
     *,
-    steps: int = 25,
-    image_scale: float = 1.5,
+    steps: int = 20,
+    image_scale: float = 3.0,
     text_scale: float = 4.0,
 ) -> list[Image.Image]:
     """Each task's picture after its instruction, from the noise of its number."""
@@ -175,7 +175,7 @@ def measure_instruct(model: Model, base: Model, tasks: Sequence[EditTask]) -> di
             for picture in follow_instructions(model, tasks[first : first + 8])
         ],
         "img2img": [
-            edit(base, task.source_image, "img2img", target=task.target_prompt, steps=25, guidance_scale=5.0).image
+            edit(base, task.source_image, "img2img", target=task.target_prompt, steps=20, guidance_scale=5.0).image
             for task in tasks
         ],
     }

@@ -15,14 +15,17 @@ from torch.nn import functional
 
 from ..perception.base import LEVELS, box_of
 from ..perception.oracle import levels
+from ..perception.reader import load_reader
 from ..perception.segmenter import (
-    _SCALE,
+    SCALE,
     SIDE,
     TEXT,
     SegmenterNetwork,
     embed_phrases,
     load_network,
+    look_at,
     prompt_maps,
+    reader_sum,
 )
 from ..pocket import ACCESSORIES, BACKGROUNDS, COLOURS, MATERIALS, OBJECTS, Scene, Thing, sample_held_out
 from ..pocket.grammar import article, noun_phrase
@@ -65,7 +68,7 @@ def _click(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
 
 
 def _ask_click(rng: np.random.Generator, parts: np.ndarray) -> Question:
-    ground = ~parts[:, 2].any(0)
+    ground: np.ndarray = ~np.asarray(parts[:, 2].any(0))
     empty = np.zeros((len(LEVELS), SIDE, SIDE), bool)
     seen = [part for part in parts if part[1].sum() > 3]
     if not seen or (rng.random() < 0.15 and ground.any()):
@@ -179,22 +182,42 @@ def _draw_parts(number: int, size: int) -> tuple[np.ndarray, list[Scene]]:
 
 
 class PartStream(SceneStream):
-    """Lessons with the parts of their objects, see `_draw_parts`; notes are the scenes themselves."""
+    """Lessons with the parts of their objects, see `_draw_parts`; notes are the scenes themselves.
+
+    What the reader sees of each is kept with it. A quarter of the pictures is blurred and noisy.
+    """
 
     _draw = staticmethod(_draw_parts)
     _shape = (3,)
     _rng_key = 27
+    _seen: dict[str, torch.Tensor] | None = None
 
-    def questions(self, slots: torch.Tensor) -> tuple[torch.Tensor, list[Scene], torch.Tensor, list[Question]]:
-        """Pictures, scenes, the parts of two objects bool (n, 2, 3, 64, 64), and a question about each."""
-        drawn = self._pictures[slots]
-        parts = drawn[:, 1:] > 127
+    def _fill(self, count: int) -> torch.Tensor:
+        slots = super()._fill(count)
+        for part in slots.split(64):
+            x = self._pictures[part, 0].float() / 127.5 - 1
+            for row in range(0, len(part), 4):
+                x[row : row + 1] = spoil(x[row : row + 1], 2 + int(torch.randint(2, ())))
+            seen = look_at(load_reader().network, x)
+            if self._seen is None:
+                self._seen = {
+                    name: torch.zeros(self.pool, *value.shape[1:], dtype=torch.bfloat16) for name, value in seen.items()
+                }
+            for name, value in seen.items():
+                self._seen[name][part] = value.bfloat16()
+        return slots
+
+    def questions(
+        self, slots: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], list[Scene], torch.Tensor, list[Question]]:
+        """What the reader sees, scenes, the parts of two objects bool (n, 2, 3, 64, 64), and a question about each."""
+        assert self._seen is not None
+        parts = self._pictures[slots, 1:] > 127
         scenes = [self._notes[slot][0] for slot in slots.tolist()]
         asked = [
-            ask(self._rng, scene, part[: len(scene.objects)])
-            for scene, part in zip(scenes, parts.numpy(), strict=True)
+            ask(self._rng, scene, part[: len(scene.objects)]) for scene, part in zip(scenes, parts.numpy(), strict=True)
         ]
-        return drawn[:, 0].float() / 127.5 - 1, scenes, parts, asked
+        return {name: value[slots] for name, value in self._seen.items()}, scenes, parts, asked
 
 
 @cache
@@ -239,14 +262,14 @@ def naming_loss(
 
     Args:
         network: Its `direction` and scale are those of the comparison inside.
-        look: (n, 128, 8, 8), of length 1 at each cell.
+        look: (n, 128, 16, 16), of length 1 at each cell.
         parts: Exact masks (n, 2, 64, 64).
         labels: From `name_labels`.
     """
     weights = functional.adaptive_avg_pool2d(parts, look.shape[-1]).flatten(2)
     under = weights @ look.flatten(2).transpose(1, 2) / (weights.sum(-1, keepdim=True) + 1e-3)
-    directions = network.direction(names().to(look).flatten(0, 1)).unflatten(0, (len(OBJECTS), len(LOOKS)))
-    alike = _SCALE * torch.einsum("nsc,wlc->nswl", under, directions)
+    directions = network.direction(names().to(look.device).flatten(0, 1)).unflatten(0, (len(OBJECTS), len(LOOKS)))
+    alike = SCALE * torch.einsum("nsc,wlc->nswl", under, directions)
     words, looks = labels.unbind(-1)
     # A word is as likely as its look that fits best.
     by_word = functional.cross_entropy(alike.logsumexp(-1).flatten(0, 1), words.flatten(), ignore_index=-100)
@@ -279,10 +302,10 @@ def answering_loss(answers: dict[str, torch.Tensor], masks: torch.Tensor, presen
 def measure_segmenter(network: SegmenterNetwork, count: int = 512) -> dict[str, float]:
     """How good the answers are on held-out scenes with at least one object.
 
-    "click": IoU of the best of three masks with the object that was clicked; "click_chosen": of the one with the best
-    score among those of the object and more; "part", "shadow": of the first and third with theirs; "box" and "word":
-    IoU of the second mask; "presence": share of right answers, half of the phrases naming nothing; "score_correlation":
-    of the predicted with the true IoU of all masks that exist.
+    "click": IoU of the best of three masks with the object that was clicked; "part" and "shadow": of the first with the
+    accessory that was clicked, and of the third with object and shadow; "box" and "word": of the second mask;
+    "presence": share of right answers, half of the phrases naming nothing; "score_correlation": of predicted and true
+    IoU.
     """
     rng = np.random.default_rng(28)
     scenes = [scene for seed in range(count) if (scene := sample_held_out(42_000_000 + seed)).objects]
@@ -293,9 +316,10 @@ def measure_segmenter(network: SegmenterNetwork, count: int = 512) -> dict[str, 
     for first in range(0, len(scenes), 64):
         rows = range(first, min(first + 64, len(scenes)))
         x = torch.from_numpy(np.stack([scenes[k].array() for k in rows])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        seen = look_at(load_reader().network, x)
         for kind in KINDS:
             asked = [ask(rng, scenes[k], parts[k], kind, absent=0.5) for k in rows]
-            answers = network(x, torch.from_numpy(np.stack([one.maps for one in asked])), texts_of(asked))
+            answers = network(seen, torch.from_numpy(np.stack([one.maps for one in asked])), texts_of(asked))
             masks = torch.from_numpy(np.stack([one.masks for one in asked]))
             right = overlap(answers["masks"], masks)
             for row, one in enumerate(asked):
@@ -323,7 +347,7 @@ def measure_segmenter(network: SegmenterNetwork, count: int = 512) -> dict[str, 
 
 
 def train_segmenter(plan: Plan, *, batch_size: int = 64) -> dict[str, Any]:
-    """Train the pocket segmenter; saves `run/segmenter`. A quarter of the pictures is blurred and noisy."""
+    """Train the pocket segmenter; saves `run/segmenter`."""
     torch.manual_seed(9)
     network, before = SegmenterNetwork(), {"samples": 0, "seconds": 0.0}
     network.centre.copy_(names().flatten(0, 1).mean(0))
@@ -332,10 +356,10 @@ def train_segmenter(plan: Plan, *, batch_size: int = 64) -> dict[str, Any]:
         network, before = load_network(start), json.loads((start / "record.json").read_text())
         network.train().requires_grad_(True)
     # Other scenes than those that the former run saw.
-    stream = PartStream(9 + int(before["samples"]), batch_size, reuse=8, pool=2048, workers=plan.workers)
+    stream = PartStream(9 + int(before["samples"]), batch_size, reuse=8, pool=1024, workers=plan.workers)
 
     def objective(
-        x: torch.Tensor,
+        seen: dict[str, torch.Tensor],
         maps: torch.Tensor,
         texts: torch.Tensor,
         masks: torch.Tensor,
@@ -343,7 +367,7 @@ def train_segmenter(plan: Plan, *, batch_size: int = 64) -> dict[str, Any]:
         parts: torch.Tensor,
         labels: torch.Tensor,
     ) -> torch.Tensor:
-        answers = network(x, maps, texts)
+        answers = network(seen, maps, texts)
         naming = naming_loss(network, answers["look"].float(), parts, labels)
         return answering_loss(answers, masks, present) + 0.2 * naming
 
@@ -351,11 +375,8 @@ def train_segmenter(plan: Plan, *, batch_size: int = 64) -> dict[str, Any]:
 
     def loss() -> torch.Tensor:
         stream.advance()
-        x, scenes, parts, asked = stream.questions(stream.choose())
-        for row in range(0, batch_size, 4):
-            x[row : row + 1] = spoil(x[row : row + 1], 2 + int(torch.randint(2, ())))
+        seen, scenes, parts, asked = stream.questions(stream.choose())
         batch = (
-            x,
             torch.from_numpy(np.stack([one.maps for one in asked])),
             texts_of(asked),
             torch.from_numpy(np.stack([one.masks for one in asked])).float(),
@@ -363,11 +384,13 @@ def train_segmenter(plan: Plan, *, batch_size: int = 64) -> dict[str, Any]:
             parts[:, :, 1].float(),
             name_labels(scenes),
         )
-        return fast(*(value.to(plan.device) for value in batch))
+        device = plan.device
+        return fast({name: value.to(device) for name, value in seen.items()}, *(value.to(device) for value in batch))
 
     record = train(Recipe("segmenter", {"segmenter": network}, stream, loss, learning_rate=2e-3), plan)
     network.to("cpu")
     record |= {name: round(record[name] + before[name], 1) for name in ("samples", "seconds")}
+    record["reader"] = reader_sum()
     record["held_out"] = measure_segmenter(network)
     save_segmenter(network, record, plan.run / "segmenter")
     return record

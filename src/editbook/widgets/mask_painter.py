@@ -114,4 +114,10 @@ def mask_painter(image: Any, *, segmenter: Any = "pocket", side: int = 384) -> M
         from ..perception import load_segmenter
 
         segmenter = load_segmenter(segmenter)
-    return MaskPainter(picture, lambda x, y: segmenter.segment(picture, points=[(x, y)])[0], side)
+
+    def answers(x: int, y: int) -> np.ndarray:
+        masks = np.asarray(segmenter.segment(picture, points=[(x, y)])[0], bool)
+        found: np.ndarray = masks[masks.any((1, 2))]  # an object that wears nothing has no part to be clicked
+        return found
+
+    return MaskPainter(picture, answers, side)

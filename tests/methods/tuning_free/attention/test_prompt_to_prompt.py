@@ -190,7 +190,7 @@ def test_auto_chooses_by_the_number_of_words(tokenizer):
         ({"cross_replace": 1.5}, "cross_replace"),
         ({"self_replace": -0.1}, "self_replace"),
         ({"self_replace": float("nan")}, "self_replace"),
-        ({"word_replace": {"dragon": 2}}, "dragon is a fraction"),
+        ({"word_replace": {"dragon": 2}}, "'dragon' is a fraction"),
         ({"reweight": {"dragn": 2.0}}, "Did you mean 'dragon'"),
         ({"word_replace": {"castle": 0.5}}, "Unknown word"),
         ({"blend": "dragon"}, "Unknown word"),

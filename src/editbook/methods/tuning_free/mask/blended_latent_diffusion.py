@@ -132,11 +132,10 @@ class BlendedLatentDiffusion(Method):
             masks[-1] = 1.0  # blending before a step is blending after the one before; the last has none after it
         return KeepSource(noised_path(z_0, noises, path), masks)
 
-    def runs(self, model: Model, request: Request) -> list[tuple[float | None, Image.Image]]:
-        """Every candidate with CLIP's distance of its masked part, the best first; a single one is not measured."""
+    def draw(self, model: Model, request: Request) -> list[Image.Image]:
+        """Every candidate, in the order of the seeds."""
         if request.image is None or request.pixel_mask is None:
             raise EditbookError(f"{self.card.id} needs a picture and a mask.")
-        clip = load_clip_distance(self.clip, str(model.device)) if self.candidates > 1 else None
         path = Schedule(model.scheduler, self.steps).sampling(self.strength)
         if not path:
             raise EditbookError(f"strength {self.strength} of {self.steps} steps leaves no step to take; raise either.")
@@ -150,7 +149,12 @@ class BlendedLatentDiffusion(Method):
             blend=self.keep(z_0, later, path, mask),
             callbacks=request.callbacks,
         )
-        pictures = model.decode_batch(z)
+        return model.decode_batch(z)
+
+    def runs(self, model: Model, request: Request) -> list[tuple[float | None, Image.Image]]:
+        """Every candidate with CLIP's distance of its masked part, the best first; a single one is not measured."""
+        clip = load_clip_distance(self.clip, str(model.device)) if self.candidates > 1 else None
+        pictures = self.draw(model, request)
         order: list[tuple[float | None, int]] = [(None, 0)]
         if clip is not None:
             order = [*ranked(pictures, request.target, clip, request.pixel_mask)]

@@ -20,8 +20,8 @@ from ....sampling import Attention, Guidance, Schedule
 from ...base import Card, InvertingMethod, Request, finish, sample_back
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "object": {"feature_blend": 1.0, "latent_blend": 0.5, "mask_resize": "max"},
-    "background": {"feature_blend": 0.8, "latent_blend": 0.2, "mask_resize": "area"},
+    "object": {"feature_blend": 1.0, "latent_blend": 0.5},
+    "background": {"feature_blend": 0.8, "latent_blend": 0.2},
 }
 
 
@@ -103,8 +103,8 @@ class PFBDiff(InvertingMethod):
         words: Words of the target prompt that act inside the mask only: a word, several, or a list. None is what the
             source prompt does not have; an empty list masks nothing, as in the official notebook.
         keep: The same for words that act outside the mask only: the object's, where the background changes.
-        mask_resize: How the mask comes to coarser grids, see `feature_blend.mask_at`: "bicubic" in the official code.
-            None is "max" for objects, which keeps small ones, and "area" for backgrounds.
+        mask_resize: How the mask comes to the grids of features and words, see `feature_blend.mask_at`: "bicubic" in
+            the official code.
         start: Where the target starts: from the "inverted" picture, or from "noise", the official notebook's way to a
             wholly new object or background.
         strength: How far up the picture is inverted, in (0, 1]; 0.8 in the notebook where the object shall keep its
@@ -131,7 +131,7 @@ class PFBDiff(InvertingMethod):
     latent_blend: float | None = None
     words: Any = None
     keep: Any = ()
-    mask_resize: str | None = None
+    mask_resize: str = "area"
     start: str = "inverted"
     strength: float = 1.0
     reference: str = "auto"
@@ -139,16 +139,16 @@ class PFBDiff(InvertingMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choices: dict[str, Sequence[str | None]] = {
+        choices: dict[str, Sequence[str]] = {
             "preset": tuple(PRESETS),
-            "mask_resize": (None, *MASK_GRIDS),
+            "mask_resize": MASK_GRIDS,
             "start": ("inverted", "noise"),
             "reference": ("auto", "inverted", "row"),
             "background": BACKGROUNDS,
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise unknown(f"{name} of pfb-diff", getattr(self, name), [one for one in known if one])
+                raise unknown(f"{name} of pfb-diff", getattr(self, name), known)
         for name in ("feature_blend", "latent_blend"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
@@ -179,14 +179,15 @@ class PFBDiff(InvertingMethod):
 
     def controls(self, model: Model, request: Request, mask: torch.Tensor, stop: int) -> list[Attention]:
         """What is blended and masked in the first steps."""
-        how = self.setting("mask_resize")
         inside, outside = (self.tokens(model.tokenizer, request, words) for words in (self.words, self.keep))
         if not stop:
             return []
-        found: list[Attention] = [BlendFeatures(mask, feature_places(model, self.levels, self.preset), stop, how)]
+        found: list[Attention] = [
+            BlendFeatures(mask, feature_places(model, self.levels, self.preset), stop, self.mask_resize)
+        ]
         if inside or outside:
             layers = word_layers(model, self.levels, self.preset)
-            found.append(MaskWords(mask, inside, outside, layers, stop, how))
+            found.append(MaskWords(mask, inside, outside, layers, stop, self.mask_resize))
         return found
 
     def __call__(self, model: Model, request: Request) -> Edit:
