@@ -29,6 +29,7 @@ QUICK: dict[str, dict[str, object]] = {
     "disentanglement-diffusion": {"epochs": 0},
     "dynamic-prompt-learning": {"inner_steps": 1, "noun_steps": 1},
     "inpaint-anything": {"task": "fill", "mask": np.tri(64)},
+    "mfl": {"mask": np.tri(64), "query": "a cat", "candidates": 2},
     "instructedit": {"mask": np.tri(64)},  # with both prompts and a mask, no other model is asked
     "kv-inversion": {"inner_steps": 1},
     "latent-inversion-timestep-aware": {"text_steps": 2},

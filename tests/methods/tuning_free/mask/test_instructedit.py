@@ -182,8 +182,7 @@ def test_feedback_changes_the_encoding_ratio_and_nothing_else(stages):
     ("options", "message"),
     [
         ({"mask_mode": "all"}, "mask_mode of instructedit"),
-        ({"captioner": None}, "A captioner is needed"),
-        ({"parser": "gpt"}, "A parser is needed"),
+        ({"parser": "no/such-parser"}, "Could not load a chat model"),
         ({"encoding_ratio": 0.0}, "fraction of the steps"),
         ({"encoding_ratio": 0.1}, "is no step"),
         ({"dilate": 1.5}, "whole number"),
