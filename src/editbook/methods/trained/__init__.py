@@ -1,1 +1,0 @@
-"""Methods whose model was trained, or trained further, for editing."""

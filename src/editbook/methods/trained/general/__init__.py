@@ -1,1 +1,0 @@
-"""Methods that train one model for all kinds of edits."""

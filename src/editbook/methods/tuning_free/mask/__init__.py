@@ -1,1 +1,0 @@
-"""Methods that edit inside a mask, and those that find it."""
