@@ -59,6 +59,46 @@ def random_model64(random_model):
     return Model(*parts, random_model.tokenizer, scheduler, name="random64")
 
 
+def _seeing(model):
+    """The model with a U-Net that also takes a picture; the weights for it are random, too."""
+    from editbook.deltas import widen_input
+    from editbook.model import Model
+
+    unet = copy.deepcopy(model.unet)
+    widen_input(unet, 8)
+    with torch.no_grad():
+        fresh = torch.randn(unet.conv_in.weight[:, 4:].shape, generator=torch.Generator().manual_seed(1))
+        unet.conv_in.weight[:, 4:] = 0.2 * fresh.to(unet.dtype)
+    return Model(unet, model.vae, model.text_encoder, model.tokenizer, model.scheduler, name="random-instruct")
+
+
+@pytest.fixture(scope="session")
+def instruct_model(random_model):
+    """Random weights whose U-Net sees a picture, as InstructPix2Pix's does."""
+    return _seeing(random_model)
+
+
+@pytest.fixture(scope="session")
+def instruct_model64(random_model64):
+    """The same in float64."""
+    return _seeing(random_model64)
+
+
+@pytest.fixture(scope="session")
+def fitting():
+    """From a method's id and a plain model to one that the method can use: with a picture, where it needs that."""
+    from editbook.methods import REGISTRY
+
+    made = {}
+
+    def fit(name, model):
+        if not REGISTRY[name].takes_image:
+            return model
+        return made.setdefault(id(model), (_seeing(model), model))[0]
+
+    return fit
+
+
 @pytest.fixture(scope="session")
 def picture():
     """A picture with edges and colours, 64 x 64."""
@@ -76,3 +116,14 @@ def pocket_model():
     if not (SHIPPED / "pocket").is_dir():
         pytest.skip("src/editbook/weights/pocket is absent: the shipped weights are not trained yet")
     return editbook.load("pocket")
+
+
+@pytest.fixture(scope="session")
+def pocket_instruct():
+    """The shipped model that follows instructions."""
+    import editbook
+    from editbook.model import SHIPPED
+
+    if not (SHIPPED / "instruct-pix2pix").is_dir():
+        pytest.skip("src/editbook/weights/instruct-pix2pix is absent")
+    return editbook.load("pocket-instruct-pix2pix")

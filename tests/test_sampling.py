@@ -18,6 +18,8 @@ from editbook.sampling import (
     clean_estimate,
     ddim_step,
     follow,
+    whole_steps,
+    within,
 )
 
 SOURCE = "a photo of a cat on the beach"
@@ -92,12 +94,32 @@ def test_current_convention_tells_the_level_that_the_latent_is_at(scheduler):
     assert all(move.alpha_to == float(scheduler.alphas_cumprod[move.t]) for move in following)
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.02, 0.3, 0.8, 1.0])
-def test_strength_takes_the_last_part_of_the_path(scheduler, strength):
+@pytest.mark.parametrize(("strength", "steps"), [(0.0, 0), (0.02, 1), (0.3, 15), (0.58, 29), (0.8, 40), (1.0, 50)])
+def test_strength_takes_the_last_part_of_the_path(scheduler, strength, steps):
     schedule = Schedule(scheduler, 50)
     part = schedule.sampling(strength)
-    assert len(part) == int(50 * strength)
-    assert part == schedule.sampling()[50 - len(part) :]
+    assert len(part) == steps
+    assert part == schedule.sampling()[50 - steps :]
+
+
+@pytest.mark.parametrize("total", [7, 50, 100, 999])
+def test_fractions_of_the_steps_are_whole_steps_whatever_floating_point_says(total):
+    assert [whole_steps(k / total, total) for k in range(total + 1)] == list(range(total + 1))
+    assert [whole_steps(k / total, total, nearest=True) for k in range(total + 1)] == list(range(total + 1))
+
+
+def test_fractions_between_steps_go_down_or_to_the_nearest():
+    assert int(0.29 * 100) == 28  # what is to be avoided
+    assert whole_steps(0.29, 100) == 29
+    assert [whole_steps(0.08, 20, nearest=nearest) for nearest in (False, True)] == [1, 2]
+    assert [whole_steps(0.5, 5, nearest=nearest) for nearest in (False, True)] == [2, 3]
+
+
+def test_spans_that_touch_share_no_step_and_leave_none_out():
+    spans = [(0, 0.08), (0.08, 0.29), (0.29, 0.7), (0.7, 1.0)]
+    for total in (3, 20, 50, 100):
+        assert all(sum(within(span, i, total) for span in spans) == 1 for i in range(total))
+    assert [i for i in range(50) if within((0.08, 0.1), i, 50)] == [4]
 
 
 def test_bad_schedules_raise(scheduler):

@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -19,13 +20,17 @@ from editbook.bench import (
     load_pictures,
     load_records,
     measured_ticks,
+    not_refused,
     suite,
     summary,
     sweep,
     table,
+    texts_for,
 )
 from editbook.cli import main
 from editbook.errors import EditbookError
+from editbook.mask_bench import MASK_SUITE, MaskEntry, measure_mask, sweep_masks
+from editbook.masks import FoundMask
 from editbook.methods import REGISTRY
 from editbook.pocket import TYPES, bench
 
@@ -170,3 +175,70 @@ def test_ticks_are_shares_of_the_types_that_a_column_means():
     assert {kind for kinds in SURVEY_TYPES.values() for kind in kinds} <= set(TYPES)
     columns = {column for method in REGISTRY.values() for column in method.card.edit_types}
     assert columns <= set(SURVEY_TYPES)
+
+
+def test_a_task_that_the_method_refuses_is_recorded_and_the_sweep_goes_on(random_model, monkeypatch, tmp_path):
+    names = drawn_tasks(1)[:4]
+    real, asked = module.edit, []
+
+    def moody(*args, **kwargs):
+        asked.append(1)
+        if len(asked) == 2:
+            raise EditbookError("not this one")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, "edit", moody)
+    records = sweep(random_model, QUICK, names, tmp_path)
+    assert [record.get("refused") for record in records] == [None, "not this one", None, None]
+    assert summary("quick", records).count == 3
+    assert summary("quick", records).refused == 1
+    assert "3 (1 refused)" in table({"quick": records})
+    assert sweep(random_model, QUICK, names, tmp_path) == records
+    assert len(asked) == 4
+    measured_ticks(records)
+    with pytest.raises(EditbookError, match="no records of edits"):
+        summary("quick", records[1:2])
+
+
+def test_a_wrong_option_is_no_refusal(random_model, tmp_path):
+    with pytest.raises(EditbookError, match="steps"):
+        sweep(random_model, Entry("quick", "ddim-inversion", {"step": 2}), drawn_tasks(1)[:1], tmp_path)
+    assert not (tmp_path / "quick.jsonl").exists()
+
+
+def test_masks_may_be_exact_or_named_for_each_task(random_model, tmp_path):
+    tasks = [bench().task(name) for name in drawn_tasks(1)]
+    worded = next(task for task in tasks if task.blended_words)
+    assert Entry("a", "img2img").mask_for(worded) is None
+    assert Entry("a", "img2img", mask=True).mask_for(worded) is worded.mask
+    assert Entry("a", "img2img", mask="attention:{word}").mask_for(worded) == f"attention:{worded.blended_words[0]}"
+    gone = next(task for task in tasks if task.edit_type == "remove object")
+    assert Entry("a", "img2img", mask="segment:{word}").mask_for(gone).removeprefix("segment:") in gone.source_prompt
+    wordless = next(task for task in tasks if task.edit_type == "change style")
+    with pytest.raises(EditbookError, match="no word to look for"):
+        Entry("a", "img2img", mask="attention:{word}").mask_for(wordless)
+
+
+def test_masks_are_scored_against_the_exact_ones(random_model, tmp_path):
+    names = drawn_tasks(1)
+    entry = MaskEntry("attention", "attention:{word}", {"steps": 2})
+    records = sweep_masks(random_model, entry, names, tmp_path)
+    assert any("refused" in record for record in records)
+    for record in not_refused(records):
+        assert 0 <= record["iou"] <= 1
+        assert record["best_iou"] > 0
+        assert record["nfe"] == 2
+    assert sweep_masks(random_model, entry, names, tmp_path) == records
+    exact = bench().task(names[1]).mask
+    assert measure_mask(FoundMask(exact, exact, "exact"), exact)["iou"] == 1
+    empty = FoundMask(np.zeros_like(exact), np.zeros((16, 16), np.float32), "none")
+    assert measure_mask(empty, exact) == {"iou": 0.0, "best_iou": 0.0, "area": 0.0}
+    with pytest.raises(EditbookError, match="other settings"):
+        sweep_masks(random_model, MaskEntry("attention", "diffedit"), names, tmp_path)
+    assert len({entry.name for entry in MASK_SUITE}) == len(MASK_SUITE)
+
+
+def test_a_method_is_told_what_it_asks_for():
+    task = bench().task(drawn_tasks(1)[1])
+    assert texts_for(REGISTRY["instructedit"](), task) == {"instruction": task.instruction}
+    assert texts_for(REGISTRY["masactrl"](), task) == {"source": task.source_prompt, "target": task.target_prompt}

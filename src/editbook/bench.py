@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import resource
 import statistics
@@ -13,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from .editing import edit
 from .errors import EditbookError, unknown
 from .files import writable_folder
-from .images import read_image, save_image
+from .images import save_image
+from .methods import REGISTRY, Method
 from .metrics import edit_success, load_reader, psnr
 from .model import Model
-from .pocket import TYPES, bench
+from .pocket import OBJECTS, TYPES, bench
 from .pocket.benchmark import BenchTask
+from .records import RECORDS, RecordFile, load_pictures, load_records
 from .result import Edit
 
 
@@ -34,13 +34,37 @@ class Entry:
         name: Its name in tables, and of its file of records.
         method: An id of `editbook.methods`.
         options: The method's options, and its inversion's; JSON-able.
-        mask: Give the method the task's exact mask, as a user would draw it.
+        mask: Give the method the task's exact mask, as a user would draw it; or the name of a source of masks, in which
+            "{word}" stands for the object that the edit is about.
+        model: What `editbook.load` gets, for methods that need another model than the others; "" is the sweep's own.
     """
 
     name: str
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    mask: bool = False
+    mask: bool | str = False
+    model: str = ""
+
+    def mask_for(self, task: BenchTask) -> Any:
+        """What the method is given as a mask for a task."""
+        if isinstance(self.mask, str):
+            return filled(self.mask, task)
+        return task.mask if self.mask else None
+
+
+def filled(mask: str, task: BenchTask) -> str:
+    """The name of a source of masks, with the object that the edit is about where "{word}" stands.
+
+    That is PIE-Bench's blended word of the source prompt; where there is none, the object that only this prompt has.
+
+    Raises:
+        EditbookError: It needs a word, and the edit is about no object of the source.
+    """
+    gone = task.changed_words.source if task.changed_words else ()
+    word = task.blended_words[0] if task.blended_words else next((name for name in gone if name in OBJECTS), None)
+    if "{word}" in mask and word is None:
+        raise EditbookError("The edit is about no object of the source prompt, so there is no word to look for.")
+    return mask.format(word=word)
 
 
 def drawn_tasks(each: int, size: int = 64) -> list[str]:
@@ -60,6 +84,13 @@ def drawn_tasks(each: int, size: int = 64) -> list[str]:
         order = np.random.default_rng([number, 4]).permutation(len(known))
         drawn.append([known[k] for k in order[:each]])
     return [name for turn in zip(*drawn, strict=True) for name in turn]
+
+
+def texts_for(method: Method, task: BenchTask) -> dict[str, str]:
+    """What a method is told of a task: both prompts; or the instruction alone, for one that needs it."""
+    if "instruction" in method.card.inputs:
+        return {"instruction": task.instruction}
+    return {"source": task.source_prompt, "target": task.target_prompt}
 
 
 def measure(made: Edit, task: BenchTask, reading: Any) -> dict[str, Any]:
@@ -129,98 +160,42 @@ def sweep(
         progress: Wraps the names that are left, e.g. `tqdm`.
 
     Returns:
-        The records, in the order of `names`.
+        The records, in the order of `names`. What a method refuses has "refused", the reason, and no numbers.
 
     Raises:
         EditbookError: The file holds records of other settings, or is damaged.
     """
-    path = writable_folder(folder) / f"{entry.name}.jsonl"
+    method = REGISTRY[entry.method].configured(**entry.options)  # a wrong option is no refusal of a task
     head = {
         "entry": entry.name,
         "method": entry.method,
         "options": dict(entry.options),
         "model": model.name,
         "seed": seed,
-        **({"mask": True} if entry.mask else {}),
+        **({"mask": entry.mask} if entry.mask else {}),
     }
-    known = {record["task"]: record for record in _read(path, head)} if path.is_file() else {}
+    file = RecordFile(writable_folder(folder) / f"{entry.name}.jsonl", head)
     tasks, reader = bench(model.image_size), load_reader()
-    with path.open("a", encoding="utf-8") as file:
-        if not known and path.stat().st_size == 0:
-            file.write(json.dumps(head) + "\n")
-        for name in progress([name for name in names if name not in known]):
-            task = tasks.task(name)
+    for name in progress([name for name in names if name not in file.known]):
+        task = tasks.task(name)
+        record = {"task": name, "type": TYPES[task.type_id or 0]}
+        texts: dict[str, Any] = texts_for(method, task)
+        try:
             made = edit(
                 model,
                 task.source_image,
-                entry.method,
-                source=task.source_prompt,
-                target=task.target_prompt,
+                method,
+                **texts,
                 seed=seed,
-                mask=task.mask if entry.mask else None,
-                **entry.options,
+                mask=entry.mask_for(task),
             )
-            if name in names[: len(TYPES)]:
-                save_image(made.image, writable_folder(folder / entry.name) / f"{name}.png")
-            known[name] = {
-                "task": name,
-                "type": TYPES[task.type_id or 0],
-                **measure(made, task, reader([made.image])[0]),
-                "memory": round(peak_memory()),
-            }
-            file.write(json.dumps(known[name]) + "\n")
-            file.flush()
-    return [known[name] for name in names]
-
-
-def _read(path: Path, head: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The records of a file. A last line that was torn by a kill is cut off, when there is a `head` to go on under."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if head is not None and lines and not lines[-1].endswith("\n"):
-        lines = lines[:-1]
-        path.write_text("".join(lines), encoding="utf-8")
-    if not lines:
-        return []
-    try:
-        first, *records = (json.loads(line) for line in lines)
-    except ValueError:
-        raise EditbookError(f"{path} is damaged: delete it, and run the sweep again.") from None
-    if head is not None and first != json.loads(json.dumps(head)):
-        raise EditbookError(f"{path} holds records of other settings: delete it, or choose another folder.")
-    return records
-
-
-RECORDS = Path(__file__).parent / "records"
-"""Records that ship with the library: a folder for each comparison of the book."""
-
-
-def load_records(folder: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """All records of a folder, by the entry's name.
-
-    Args:
-        folder: A folder that `sweep` wrote, or the name of a comparison whose records ship.
-
-    Raises:
-        EditbookError: There are none, or a file is damaged.
-    """
-    shipped = RECORDS / folder
-    files = sorted((shipped if shipped.is_dir() else Path(folder)).glob("*.jsonl"))
-    if not files:
-        raise EditbookError(f"{folder} holds no records: run `editbook bench run` first.")
-    return {path.stem: _read(path) for path in files}
-
-
-def load_pictures(folder: str | Path) -> dict[str, dict[str, Image.Image]]:
-    """The edited pictures that a comparison kept, by entry and by task; one task of each type.
-
-    Args:
-        folder: As for `load_records`.
-    """
-    shipped = RECORDS / folder
-    found: dict[str, dict[str, Image.Image]] = {}
-    for path in sorted((shipped if shipped.is_dir() else Path(folder)).glob("*/*.png")):
-        found.setdefault(path.parent.name, {})[path.stem] = read_image(path)
-    return found
+        except EditbookError as error:
+            file.add({**record, "refused": str(error)})
+            continue
+        if name in names[: len(TYPES)]:
+            save_image(made.image, writable_folder(folder / entry.name) / f"{name}.png")
+        file.add({**record, **measure(made, task, reader([made.image])[0]), "memory": round(peak_memory())})
+    return [file.known[name] for name in names]
 
 
 SURVEY_TYPES: dict[str, tuple[str, ...]] = {
@@ -234,11 +209,16 @@ SURVEY_TYPES: dict[str, tuple[str, ...]] = {
 """The columns of the survey's Table 1, and the types of PocketBench that ask for such an edit."""
 
 
+def not_refused(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The records of edits that were made: those that were not refused."""
+    return [record for record in records if "refused" not in record]
+
+
 def measured_ticks(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The share of edits that succeed for each column of the survey's Table 1; NaN where none was tried."""
     shares = {}
     for column, types in SURVEY_TYPES.items():
-        verdicts = [record["changed"] and record["kept"] for record in records if record["type"] in types]
+        verdicts = [record["changed"] and record["kept"] for record in not_refused(records) if record["type"] in types]
         shares[column] = statistics.fmean(verdicts) if verdicts else math.nan
     return shares
 
@@ -250,6 +230,7 @@ class Row:
     Args:
         name: The entry.
         count: How many edits.
+        refused: How many tasks the method would not do.
         reconstruction: PSNR of the reconstruction to the source, in dB.
         outside: PSNR to the exact answer outside the mask, in dB.
         inside: The same inside.
@@ -274,6 +255,7 @@ class Row:
     nfe: float
     seconds: float
     memory: float
+    refused: int = 0
 
 
 def summary(name: str, records: Sequence[Mapping[str, Any]]) -> Row:
@@ -282,8 +264,9 @@ def summary(name: str, records: Sequence[Mapping[str, Any]]) -> Row:
     Raises:
         EditbookError: There are no records.
     """
+    refused, records = len(records) - len(not_refused(records)), not_refused(records)
     if not records:
-        raise EditbookError(f"{name} has no records.")
+        raise EditbookError(f"{name} has no records of edits.")
 
     def mean(key: str) -> float | None:
         values = [record[key] for record in records if record[key] is not None and math.isfinite(record[key])]
@@ -302,6 +285,7 @@ def summary(name: str, records: Sequence[Mapping[str, Any]]) -> Row:
         statistics.fmean(record["nfe"] for record in records),
         statistics.median(record["seconds"] for record in records),
         max(record["memory"] for record in records),
+        refused,
     )
 
 
@@ -322,8 +306,9 @@ def table(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
                 (row.inside, ".1f"),
             )
         )
+        edits = f"{row.count} ({row.refused} refused)" if row.refused else row.count
         lines.append(
-            f"| {row.name} | {row.count} | {back} | {gap} | {outside} | {inside} "
+            f"| {row.name} | {edits} | {back} | {gap} | {outside} | {inside} "
             f"| {row.changed:.0%} | {row.kept:.0%} | {row.success:.0%} "
             f"| {row.nfe:.0f} | {row.seconds:.1f} | {row.memory:.0f} |"
         )
@@ -397,6 +382,18 @@ SUITES: dict[str, tuple[Entry, ...]] = {
         Entry("delta-denoising-score", "delta-denoising-score", SCORE),
         Entry("contrastive-denoising-score", "contrastive-denoising-score", {**SCORE, "contrastive_weight": 300.0}),
     ),
+    "masks": (
+        Entry("img2img", "img2img", SHORT, mask=True),
+        Entry("diffedit", "diffedit", SHORT),
+        Entry("diffedit-exact", "diffedit", SHORT, mask=True),
+        Entry("blended-diffusion", "blended-diffusion", mask=True),
+        Entry("blended-latent-diffusion", "blended-latent-diffusion", SHORT, mask=True),
+        Entry("pfb-diff", "pfb-diff", SHORT, mask=True),
+        Entry("instructedit", "instructedit", SHORT),
+        Entry("watch-your-steps", "watch-your-steps", SHORT, model="pocket-instruct-pix2pix"),
+        Entry("instruct-pix2pix", "instruct-pix2pix", SHORT, model="pocket-instruct-pix2pix"),
+        Entry("mfl", "mfl", {**SHORT, "candidates": 4}),
+    ),
 }
 """Comparisons of the book by name."""
 
@@ -419,13 +416,16 @@ __all__ = [
     "Entry",
     "Row",
     "drawn_tasks",
+    "filled",
     "load_pictures",
     "load_records",
     "measure",
     "measured_ticks",
+    "not_refused",
     "peak_memory",
     "suite",
     "summary",
     "sweep",
     "table",
+    "texts_for",
 ]

@@ -74,13 +74,24 @@ def main() -> None:
 @click.argument("image", type=click.Path(path_type=Path))
 @click.option("--method", default="prompt-to-prompt", show_default=True, help="See `editbook methods`.")
 @click.option("--source", default="", help="Prompt that describes the picture as it is, for methods that need one.")
-@click.option("--target", required=True, help="Prompt that describes it after the edit.")
+@click.option("--target", default="", help="Prompt that describes it after the edit, for methods that need one.")
+@click.option("--instruction", default="", help="What to do, for methods that follow instructions.")
 @click.option("--model", "model_name", default="pocket", show_default=True, help='"pocket", a folder, or a hub id.')
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps; the method's own number by default.")
-@click.option("--mask", type=click.Path(path_type=Path), help="Picture that is white where the edit may act.")
+@click.option(
+    "--mask", help='Picture that is white where the edit may act, or a source of masks: "diffedit", "segment:cat".'
+)
+@click.option(
+    "-M",
+    "--mask-option",
+    "mask_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="threshold, dilate, invert, blur, or an option of the mask's source; repeatable.",
+)
 @click.option(
     "-O", "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the method; repeatable."
 )
@@ -91,12 +102,14 @@ def edit(
     method: str,
     source: str,
     target: str,
+    instruction: str,
     model_name: str,
     device: str,
     dtype: str,
     seed: int,
     steps: int | None,
-    mask: Path | None,
+    mask: str | None,
+    mask_options: tuple[str, ...],
     options: tuple[str, ...],
     output: Path,
 ) -> None:
@@ -108,19 +121,31 @@ def edit(
     if steps is not None:
         values["steps"] = steps
     picture = read_image(image)
-    mask_picture = None if mask is None else read_image(mask)
     folder = writable_folder(output)
 
-    from . import editing, methods
+    from . import editing, masks, methods
     from .errors import unknown
     from .model import load
 
     if method not in methods.REGISTRY:
         raise unknown("method", method, methods.REGISTRY)
-    editing.check_prompts(methods.REGISTRY[method].configured(**values), source, target)
+    region = mask if mask is None or mask.partition(":")[0] in masks.MASKS else read_image(mask)
+    shape = _values(mask_options)
+    editor = methods.REGISTRY[method].configured(**values)
+    editing.check_inputs(editor, source=source, target=target, instruction=instruction, mask=region)
     model = load(model_name, device=device, dtype=dtype)
     result = editing.edit(
-        model, picture, method, source=source, target=target, seed=seed, mask=mask_picture, progress=True, **values
+        model,
+        picture,
+        method,
+        source=source,
+        target=target,
+        instruction=instruction,
+        seed=seed,
+        mask=region,
+        mask_options=shape,
+        progress=True,
+        **values,
     )
     result.save(folder)
     click.echo(f"{folder / 'edited.png'}: {result.nfe} U-Net evaluations in {result.seconds:.1f} s")
@@ -239,10 +264,35 @@ def bench_run(
         import torch
 
         torch.set_num_threads(threads)
-    model = load(model_name, device=device)
-    tasks = drawn_tasks(each, model.image_size)
     for name in only or entries:
-        sweep(model, entries[name], tasks, output, progress=lambda left, name=name: tqdm(left, desc=name, unit="edit"))  # type: ignore[misc]
+        model = load(entries[name].model or model_name, device=device)
+        bar = functools.partial(tqdm, desc=name, unit="edit")
+        sweep(model, entries[name], drawn_tasks(each, model.image_size), output, progress=bar)
+
+
+@bench_group.command("masks")
+@click.option("--only", multiple=True, help="A source of masks; repeatable. All by default.")
+@click.option("--each", default=10, show_default=True, type=click.IntRange(1), help="Tasks of each of the ten types.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("records"), show_default=True)
+@_say_errors
+def bench_masks(only: tuple[str, ...], each: int, device: str, output: Path) -> None:
+    """Compare sources of masks with the exact masks; the same command goes on where it was stopped."""
+    from tqdm import tqdm
+
+    from .bench import drawn_tasks
+    from .errors import unknown
+    from .mask_bench import MASK_SUITE, sweep_masks
+    from .model import load
+
+    entries = {entry.name: entry for entry in MASK_SUITE}
+    for name in only:
+        if name not in entries:
+            raise unknown("source of masks", name, entries)
+    for name in only or entries:
+        model = load(entries[name].model, device=device)
+        bar = functools.partial(tqdm, desc=name, unit="mask")
+        sweep_masks(model, entries[name], drawn_tasks(each, model.image_size), output, progress=bar)
 
 
 @bench_group.command("table")
@@ -256,7 +306,24 @@ def bench_table(folder: Path) -> None:
 
 
 @main.command()
-@click.argument("name", type=click.Choice(["vae", "decoder", "clip", "unet", "reader", "export", "report"]))
+@click.argument(
+    "name",
+    type=click.Choice(
+        [
+            "vae",
+            "decoder",
+            "clip",
+            "unet",
+            "reader",
+            "segmenter",
+            "inpainter",
+            "instruct-pix2pix",
+            "pixel",
+            "export",
+            "report",
+        ],
+    ),
+)
 @click.option("--run", "run_folder", type=click.Path(path_type=Path), default=Path("runs/pocket"), show_default=True)
 @click.option(
     "--samples",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +13,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .deltas import apply, widen_input
 from .errors import EditbookError, unknown
 from .images import as_image, fit
 
 SHIPPED = Path(__file__).parent / "weights"
+_SHIPPED_FOLDERS = {"pocket": "pocket", "pocket-instruct-pix2pix": "instruct-pix2pix"}
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -36,10 +39,11 @@ class Model:
         name: str = "",
         folder: Path | None = None,
     ) -> None:
-        if unet.config.in_channels != vae.config.latent_channels:
+        latent = int(vae.config.latent_channels)
+        if unet.config.in_channels not in (latent, 2 * latent):
             raise EditbookError(
                 f"{name or 'This model'} has a U-Net with {unet.config.in_channels} input channels; methods here need "
-                f"{vae.config.latent_channels}, those of a plain text-to-image checkpoint."
+                f"{latent}, as a text-to-image checkpoint has, or {2 * latent}, as InstructPix2Pix."
             )
         if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
             raise EditbookError(f"Cannot use a model that predicts {scheduler.config.prediction_type!r}.")
@@ -78,6 +82,11 @@ class Model:
         side = int(self.unet.config.sample_size)
         return int(self.vae.config.latent_channels), side, side
 
+    @property
+    def takes_image(self) -> bool:
+        """Whether the U-Net sees a picture's latent beside the noisy one, as InstructPix2Pix's does."""
+        return int(self.unet.config.in_channels) == 2 * int(self.vae.config.latent_channels)
+
     @cached_property
     def clip(self) -> Any | None:
         """CLIP's two towers, for scores, where the checkpoint's folder has them; else None.
@@ -91,17 +100,24 @@ class Model:
         clip = CLIPModel.from_pretrained(self.folder / "clip", dtype=torch.float32, use_safetensors=True)
         return clip.eval().requires_grad_(False).to(self.device)
 
-    @torch.no_grad()
     def encode(self, image: Image.Image | Sequence[Image.Image]) -> torch.Tensor:
         """The latent z_0 of one picture or several, (n, channels, height, width).
 
         Pictures are cropped to a square and resized to `image_size`. The posterior's mean is taken, not a sample.
         """
+        return self.condition(image) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def condition(self, image: Image.Image | Sequence[Image.Image]) -> torch.Tensor:
+        """What a U-Net that takes a picture sees of it, (n, channels, height, width): its latent, *not scaled*.
+
+        Brooks et al. left out the scaling factor here, not deliberately, and their weights expect it so; the pocket
+        model's do, too.
+        """
         pictures = [image] if isinstance(image, Image.Image) else list(image)
         arrays = [np.asarray(fit(as_image(picture), self.image_size), np.float32) for picture in pictures]
         pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1
-        mean = self.vae.encode(pixels.to(self.device, self.dtype)).latent_dist.mode()
-        return mean * self.vae.config.scaling_factor
+        return self.vae.encode(pixels.to(self.device, self.dtype)).latent_dist.mode()
 
     @torch.no_grad()
     def decode_batch(self, z_0: torch.Tensor) -> list[Image.Image]:
@@ -137,10 +153,11 @@ class Model:
         return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0].to(self.dtype)
 
     def noise(self, z_t: torch.Tensor, t: int | torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        """The noise estimate eps(z_t, t, C), shaped like z_t.
+        """The noise estimate eps(z_t, t, C), (n, channels, height, width).
 
         Args:
-            z_t: Noisy latents (n, channels, height, width).
+            z_t: Noisy latents (n, channels, height, width). Of a model that takes a picture, these with its latents
+                behind them, (n, 2 channels, height, width); `guidance.InstructGuidance` puts them there.
             t: Training timestep, 0 (clean) to 999 (noise); or one for each latent, an integer tensor (n,).
             embeddings: Text embeddings (n, tokens, width), one for each latent.
 
@@ -150,14 +167,14 @@ class Model:
         """
         if z_t.ndim != 4 or z_t.shape[1] != self.unet.config.in_channels:
             raise EditbookError(
-                f"Latents of this model have the shape (n, {self.unet.config.in_channels}, height, width), got "
+                f"The U-Net of this model reads latents (n, {self.unet.config.in_channels}, height, width), got "
                 f"{tuple(z_t.shape)}."
             )
         self.nfe += len(z_t)
         out = self.unet(z_t, t, encoder_hidden_states=embeddings).sample
         if self.scheduler.config.prediction_type == "v_prediction":
             alpha = self.scheduler.alphas_cumprod.to(z_t)[t].view(-1, 1, 1, 1)
-            out = alpha.sqrt() * out + (1 - alpha).sqrt() * z_t
+            out = alpha.sqrt() * out + (1 - alpha).sqrt() * z_t[:, : out.shape[1]]
         if not torch.isfinite(out).all():
             raise EditbookError(
                 f"The noise estimate at timestep {t} is not finite: lower the guidance, or use float32."
@@ -184,6 +201,17 @@ def verify(folder: Path) -> None:
             )
 
 
+def _load_delta(folder: Path, name: str, device: str, dtype: str) -> Model:
+    """A base model whose U-Net is changed by a folder's delta."""
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "delta.json").read_text(encoding="utf-8"))
+    base = load(config["base"], device=device, dtype=dtype)
+    widen_input(base.unet, config["in_channels"])
+    apply(base.unet, load_file(folder / "delta.safetensors"))
+    return Model(base.unet, base.vae, base.text_encoder, base.tokenizer, base.scheduler, name=name, folder=base.folder)
+
+
 def load(
     name: str | Path = "pocket",
     *,
@@ -192,10 +220,11 @@ def load(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Model:
-    """Load a model: the shipped one, a folder in diffusers layout, or a Stable Diffusion 1.x checkpoint of the hub.
+    """Load a model: a shipped one, a folder in diffusers layout, or a Stable Diffusion 1.x checkpoint of the hub.
 
     Args:
-        name: "pocket", a folder, or a hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5".
+        name: "pocket"; "pocket-instruct-pix2pix", which follows instructions; a folder; or a hub id such as
+            "stable-diffusion-v1-5/stable-diffusion-v1-5" or "timbrooks/instruct-pix2pix".
         device: "cpu", "cuda", "cuda:1", "mps".
         dtype: "float32", "float16", "bfloat16" or "float64".
         revision: A commit of the hub's repository; pin one for results that others can repeat.
@@ -210,11 +239,14 @@ def load(
         target = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise EditbookError(f"The device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    folder = SHIPPED / name if name == "pocket" else Path(name)
-    if name == "pocket" and not (folder / "SHA256SUMS").is_file():
+    shipped = _SHIPPED_FOLDERS.get(str(name))
+    folder = SHIPPED / shipped if shipped else Path(name)
+    if shipped and not (folder / "SHA256SUMS").is_file():
         raise EditbookError(f"The shipped weights are missing from {folder}. Reinstall editbook, or train them.")
     if (folder / "SHA256SUMS").is_file():
         verify(folder)
+    if (folder / "delta.json").is_file():
+        return _load_delta(folder, str(name), device, dtype)
     # Imported here because they take seconds, and reading a name's error should not.
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
@@ -80,8 +81,15 @@ class Schedule:
         """The path from noise to picture, or its last part: `strength` 0.8 starts 80 % of the way up."""
         if not 0 <= strength <= 1:
             raise EditbookError(f"strength must lie in [0, 1], got {strength!r}.")
-        start = self.steps - min(int(self.steps * strength), self.steps)
+        start = self.steps - whole_steps(strength, self.steps)
         return [Move(t, self.alpha(t), self.alpha(t - self._gap)) for t in self.timesteps[start:]]
+
+    def part(self, strength: float) -> Schedule:
+        """The last steps only, as `sampling(strength)` has them: any inversion then walks up no further than this."""
+        part = copy(self)
+        part.timesteps = [move.t for move in self.sampling(strength)]
+        part.steps = len(part.timesteps)
+        return part
 
     def spread(self, strength: float = 1.0) -> list[Move]:
         """N steps spread evenly over the last part of the timesteps, the last of them to timestep 0 (LEDITS++).
@@ -96,7 +104,7 @@ class Schedule:
         """
         if not 0 < strength <= 1:
             raise EditbookError(f"strength must lie in (0, 1], got {strength!r}.")
-        top = int(round(len(self._alphas) * strength, 9)) - 1
+        top = whole_steps(strength, len(self._alphas)) - 1
         if top < self.steps:
             raise EditbookError(f"{self.steps} steps do not fit into {top} timesteps: take fewer steps, or skip less.")
         times = [int(t) for t in torch.linspace(top, 1, self.steps, dtype=torch.float64)] + [0]
@@ -113,6 +121,28 @@ class Schedule:
             raise unknown("timestep convention", timestep, ("next", "current"))
         told = (lambda t: t) if timestep == "next" else (lambda t: max(t - self._gap, 0))
         return [Move(told(t), self.alpha(t - self._gap), self.alpha(t)) for t in reversed(self.timesteps)]
+
+
+def whole_steps(fraction: float, steps: int, *, nearest: bool = False) -> int:
+    """How many whole steps a fraction of all steps is: 0.29 of 100 is 29, whatever floating point makes of it.
+
+    Args:
+        fraction: In [0, 1].
+        steps: N.
+        nearest: Take the nearest number, and not the one below, as most official codes do. For ranges that a paper
+            gives in steps, such as MasaCtrl's 4 of 50: 0.08 of 20 is then 2.
+    """
+    return math.floor(round(fraction * steps, 9) + (0.5 if nearest else 0))
+
+
+Span = tuple[float, float]
+"""Fractions of the steps, from the first to before the last."""
+
+
+def within(span: Span, step: int, total: int) -> bool:
+    """Whether step i of `total` lies in a span, whose ends are the nearest whole steps: 0.08 of 50 is step 4."""
+    first, last = (whole_steps(end, total, nearest=True) for end in span)
+    return first <= step < last
 
 
 def ddim_step(

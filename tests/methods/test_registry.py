@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from quick import QUICK
+from quick import QUICK, texts
 
 import editbook
 from editbook.errors import EditbookError
@@ -20,11 +20,10 @@ from editbook.model import Model
 
 IDS = sorted(editbook.methods)
 ROOT = Path(editbook.methods.__file__).parent
-PROMPTS = {"source": "a photo of a cat on the beach", "target": "a photo of a fox on the beach"}
 
 
 def test_every_method_file_registers_its_method():
-    files = {path.stem.replace("_", "-") for path in ROOT.rglob("*.py") if path.stem not in ("__init__", "base")}
+    files = {path.stem.replace("_", "-") for path in ROOT.rglob("*/*.py") if path.stem != "__init__"}
     assert {inspect.getsourcefile(REGISTRY[name]).rpartition("/")[2][:-3].replace("_", "-") for name in IDS} == files
 
 
@@ -72,21 +71,22 @@ def test_options_are_not_shared_between_objects(name):
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_an_unknown_option_suggests_the_nearest(name, random_model, picture):
+def test_an_unknown_option_suggests_the_nearest(name, random_model, picture, fitting):
     with pytest.raises(EditbookError, match="Did you mean 'guidance_scale'"):
-        editbook.edit(random_model, picture, name, **PROMPTS, guidance_scal=3)
+        editbook.edit(fitting(name, random_model), picture, name, **texts(name), guidance_scal=3)
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_same_seed_same_result_and_settings_repeat_it(name, random_model, picture):
-    first = editbook.edit(random_model, picture, name, **PROMPTS, seed=4, steps=3, **QUICK.get(name, {}))
+def test_same_seed_same_result_and_settings_repeat_it(name, random_model, picture, fitting):
+    first = editbook.edit(
+        fitting(name, random_model), picture, name, **texts(name), seed=4, steps=3, **QUICK.get(name, {})
+    )
     settings = json.loads(json.dumps(first.settings))
     again = editbook.edit(
-        random_model,
+        fitting(name, random_model),
         picture,
         settings["method"],
-        source=settings["source"],
-        target=settings["target"],
+        **{kind: settings[kind] for kind in ("source", "target", "instruction")},
         seed=settings["seed"],
         mask=QUICK.get(name, {}).get("mask"),  # the settings say only that there was one
         **settings["options"],
@@ -98,22 +98,22 @@ def test_same_seed_same_result_and_settings_repeat_it(name, random_model, pictur
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_the_edit_changes_the_picture_and_depends_on_the_target(name, random_model, picture):
+def test_the_edit_changes_the_picture_and_depends_on_the_target(name, random_model, picture, fitting):
     one, other = (
-        editbook.edit(
-            random_model, picture, name, source=PROMPTS["source"], target=target, steps=3, **QUICK.get(name, {})
-        )
-        for target in (PROMPTS["target"], "a photo of a castle on the beach")
+        editbook.edit(fitting(name, random_model), picture, name, **texts(name, thing), steps=3, **QUICK.get(name, {}))
+        for thing in ("fox", "castle")
     )
     assert one.image.tobytes() != picture.tobytes()
     assert one.image.tobytes() != other.image.tobytes()
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_float64_computes_the_same_to_rounding(name, random_model, random_model64, picture):
+def test_float64_computes_the_same_to_rounding(name, random_model, random_model64, picture, fitting):
     images = [
         np.asarray(
-            editbook.edit(model, picture, name, **PROMPTS, steps=3, guidance_scale=2.0, **QUICK.get(name, {})).image,
+            editbook.edit(
+                fitting(name, model), picture, name, **texts(name), steps=3, guidance_scale=2.0, **QUICK.get(name, {})
+            ).image,
             float,
         )
         for model in (random_model, random_model64)
@@ -129,38 +129,40 @@ def half_model(random_model):
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_half_precision_works_or_is_refused_before_any_work(name, half_model, picture):
-    seen, before = [], half_model.nfe
-    options = {**PROMPTS, "steps": 2, "guidance_scale": 2.0, **QUICK.get(name, {})}
+def test_half_precision_works_or_is_refused_before_any_work(name, half_model, picture, fitting):
+    model = fitting(name, half_model)
+    seen, before = [], model.nfe
+    options = {**texts(name), "steps": 2, "guidance_scale": 2.0, **QUICK.get(name, {})}
     refused = None
     try:
-        made = editbook.edit(half_model, picture, name, **options, callbacks=[seen.append])
+        made = editbook.edit(model, picture, name, **options, callbacks=[seen.append])
     except EditbookError as error:
         refused = str(error)
     if refused:
         assert "float16: load the model with dtype='float32'" in refused
-        assert half_model.nfe == before
+        assert model.nfe == before
         return
     assert all(torch.isfinite(step.z_next).all() for step in seen)
     assert made.image.tobytes() != picture.tobytes()
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_callbacks_see_every_finite_step(name, random_model, picture):
+def test_callbacks_see_every_finite_step(name, random_model, picture, fitting):
     seen = []
-    options = {**PROMPTS, "steps": 4, **QUICK.get(name, {})}
-    editbook.edit(random_model, picture, name, **options, callbacks=[seen.append])
+    options = {**texts(name), "steps": 4, **QUICK.get(name, {})}
+    editbook.edit(fitting(name, random_model), picture, name, **options, callbacks=[seen.append])
     assert {step.i for step in seen} == set(range(seen[-1].total))
     assert all(torch.isfinite(step.z_next).all() for step in seen)
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_the_model_is_left_as_it_was(name, random_model, picture):
-    before = dict(random_model.unet.attn_processors)
-    editbook.edit(random_model, picture, name, **PROMPTS, steps=2, **QUICK.get(name, {}))
-    after = random_model.unet.attn_processors
+def test_the_model_is_left_as_it_was(name, random_model, picture, fitting):
+    model = fitting(name, random_model)
+    before = dict(model.unet.attn_processors)
+    editbook.edit(model, picture, name, **texts(name), steps=2, **QUICK.get(name, {}))
+    after = model.unet.attn_processors
     assert all(after[key] is before[key] for key in before)
-    assert not any(parameter.requires_grad for parameter in random_model.unet.parameters())
+    assert not any(parameter.requires_grad for parameter in model.unet.parameters())
 
 
 @pytest.mark.parametrize("name", IDS)
@@ -171,23 +173,29 @@ def test_the_model_is_left_as_it_was(name, random_model, picture):
         ({"steps": 2.5}, "steps"),
         ({"guidance_scale": float("nan")}, "finite number"),
         ({"guidance_scale": -1.0}, "at least 0"),
-        ({"target": "cat " * 60}, "limit is 40"),
+        ({"long": "cat " * 60}, "limit is 40"),
         ({"mask": np.zeros((64, 64))}, "0 everywhere"),
         ({"mask": np.full((64, 64), 2.0)}, r"\[0, 1\]"),
     ],
 )
-def test_bad_input_raises(name, bad, message, random_model, picture):
+def test_bad_input_raises(name, bad, message, random_model, picture, fitting):
+    if "long" in bad:
+        inputs = editbook.methods[name].card.inputs
+        instructed = "instruction" in inputs and not any(item.startswith("target prompt") for item in inputs)
+        bad = {"instruction" if instructed else "target": bad["long"]}
     with pytest.raises(EditbookError, match=message):
-        editbook.edit(random_model, picture, name, **{**PROMPTS, "steps": 2, **QUICK.get(name, {}), **bad})
+        editbook.edit(
+            fitting(name, random_model), picture, name, **{**texts(name), "steps": 2, **QUICK.get(name, {}), **bad}
+        )
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_an_option_of_another_type_raises(name, random_model, picture):
+def test_an_option_of_another_type_raises(name, random_model, picture, fitting):
     bad = {bool: "yes", int: "many", float: "much", str: 3}
     for option, default in editbook.methods[name].options().items():
         if type(default) in bad:
             with pytest.raises(EditbookError, match=option):
-                editbook.edit(random_model, picture, name, **PROMPTS, **{option: bad[type(default)]})
+                editbook.edit(fitting(name, random_model), picture, name, **texts(name), **{option: bad[type(default)]})
 
 
 @pytest.mark.parametrize(
@@ -195,4 +203,4 @@ def test_an_option_of_another_type_raises(name, random_model, picture):
 )
 def test_options_of_prompt_to_prompt_that_are_no_plain_values(option, value, random_model, picture):
     with pytest.raises(EditbookError, match=r"number|numbers|blend|self_limit"):
-        editbook.edit(random_model, picture, "prompt-to-prompt", **PROMPTS, **{option: value})
+        editbook.edit(random_model, picture, "prompt-to-prompt", **texts("prompt-to-prompt"), **{option: value})

@@ -19,7 +19,7 @@ from editbook.metrics.editval import (
     editval_detection,
     editval_reading,
 )
-from editbook.metrics.reader import Reading, ReadObject
+from editbook.perception.reader import Reading, ReadObject
 
 BLANK = Image.new("RGB", (64, 64))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from editbook.errors import EditbookError
-from editbook.metrics.reader import HEADS, SCENE_HEADS, Reader, ReaderNetwork, ReadObject, load_reader
+from editbook.perception.reader import HEADS, SCENE_HEADS, Reader, ReaderNetwork, ReadObject, load_reader
 from editbook.pocket import STYLES, Scene, Thing
 from editbook.pocket.distribution import is_held_out
 from editbook.training.reader import LabelledStream, draw, labels, lesson, measure_reader, reading_loss, save_reader

@@ -8,8 +8,8 @@ import pytest
 
 from editbook import pocket
 from editbook.errors import EditbookError
-from editbook.metrics.reader import OWN, Reading, ReadObject
 from editbook.metrics.truth import edit_success
+from editbook.perception.reader import OWN, Reading, ReadObject
 from editbook.pocket import Change, Scene, Thing, make_task
 
 

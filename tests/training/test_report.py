@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from editbook.metrics import Reader
-from editbook.metrics.reader import OWN, ReaderNetwork, Reading, ReadObject
+from editbook.perception.reader import OWN, ReaderNetwork, Reading, ReadObject
 from editbook.pocket import Scene, Thing, sample_held_out
 from editbook.pocket.distribution import is_held_out
 from editbook.training import report as module

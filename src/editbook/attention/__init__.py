@@ -2,12 +2,24 @@
 
 from .align import refine_mapper, swap_mapper, tokens_of, words_and_tokens
 from .contrast import CrossImageAttention, IntegratedAttention, contrast
-from .control import Chain, Control, Projected, Site, heights, map_height, null_of, sites, source_of
+from .control import (
+    Chain,
+    Control,
+    Projected,
+    Site,
+    Watcher,
+    finest_levels,
+    heights,
+    map_height,
+    null_of,
+    sites,
+    source_of,
+)
 from .features import Block, CaptureFeatures, Features, InjectFeatures, blocks, components
 from .foreground import Foreground, WordForeground, at_grid
 from .inject import InjectQueriesKeys, injection_place
 from .maps import AttentionMaps, Capture, MeanMaps, smooth
-from .stored import Pairs, Recorder, StoredAttention
+from .stored import MaskedConcatenation, Pairs, Recorder, StoredAttention
 from .swap import MutualSelfAttention, Swap
 
 __all__ = [
@@ -23,6 +35,7 @@ __all__ = [
     "InjectFeatures",
     "InjectQueriesKeys",
     "IntegratedAttention",
+    "MaskedConcatenation",
     "MeanMaps",
     "MutualSelfAttention",
     "Pairs",
@@ -31,11 +44,13 @@ __all__ = [
     "Site",
     "StoredAttention",
     "Swap",
+    "Watcher",
     "WordForeground",
     "at_grid",
     "blocks",
     "components",
     "contrast",
+    "finest_levels",
     "heights",
     "injection_place",
     "map_height",

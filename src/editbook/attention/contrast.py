@@ -9,10 +9,8 @@ from typing import ClassVar
 import torch
 
 from ..errors import EditbookError, unknown
+from ..sampling import Span, within
 from .control import Control, Projected, Site
-
-Span = tuple[float, float]
-"""Fractions of the steps, from the first to before the last."""
 
 
 def contrast(probabilities: torch.Tensor, strength: float, over: str = "keys") -> torch.Tensor:
@@ -29,11 +27,6 @@ def contrast(probabilities: torch.Tensor, strength: float, over: str = "keys") -
     """
     mean = probabilities.mean(-1 if over == "keys" else -3, keepdim=True)
     return torch.lerp(mean, probabilities, strength).clamp(0, 1)
-
-
-def within(span: Span, step: int, total: int) -> bool:
-    """Whether a step lies in a span; 0.08 of 50 is step 4."""
-    return round(span[0] * total, 9) <= step < round(span[1] * total, 9)
 
 
 class CrossImageAttention(Control):
@@ -72,7 +65,8 @@ class CrossImageAttention(Control):
         """The output's keys and values."""
         structure, appearance, output = (len(projected.key) - rows + row for row in self.rows)
         order = list(range(len(projected.key)))
-        order[output] = structure if self.step % 5 == 0 and self.step < self.mixed * self.total else appearance
+        fifth = self.step % 5 == 0 and within((0, self.mixed), self.step, self.total)
+        order[output] = structure if fifth else appearance
         return projected._replace(key=projected.key[order], value=projected.value[order])
 
     def apply(self, probabilities: torch.Tensor, site: Site) -> torch.Tensor:

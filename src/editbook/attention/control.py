@@ -9,7 +9,7 @@ and stays on the fused call: see `swap.Swap`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -61,6 +61,18 @@ class Projected(NamedTuple):
 def heights(unet: Any, latent_height: int) -> list[int]:
     """Heights of the U-Net's feature maps, finest first: 64, 32, 16, 8 in SD 1.x at 512 px."""
     return [-(-latent_height // 2**depth) for depth in range(len(unet.config.block_out_channels))]
+
+
+def finest_levels(unet: Any, latent_height: int, levels: int) -> list[int]:
+    """Heights of the so many finest levels, finest first.
+
+    Raises:
+        EditbookError: The U-Net has fewer, or none is asked for.
+    """
+    found = heights(unet, latent_height)
+    if not 1 <= levels <= len(found):
+        raise EditbookError(f"levels must be from 1 to {len(found)}, the levels of this U-Net, got {levels!r}.")
+    return found[:levels]
 
 
 def map_height(unet: Any, latent_height: int, *, limit: int = 16, below_finest: bool = False) -> int:
@@ -135,12 +147,38 @@ def sites(unet: Any, latent_size: tuple[int, int]) -> dict[str, Site]:
     return found
 
 
-class Control:
+class Watcher:
+    """What parts of a U-Net report to while it runs: its attention layers (`Control`), or its features.
+
+    `step` and `total` are set by the sampler, never counted from calls.
+    """
+
+    step: int = 0
+    total: int = 1
+
+    def begin_step(self, i: int, total: int) -> None:
+        """Called by the sampler before step i of `total`."""
+        self.step, self.total = i, total
+
+    def attached(self, unet: Any, latent_size: tuple[int, int], rows: int) -> AbstractContextManager[None]:
+        """A context in which the parts that are wanted report here; what was set before comes back after.
+
+        Args:
+            unet: The U-Net.
+            latent_size: (height, width) of the latent, in cells.
+            rows: n, the number of conditional rows, which are the last ones of a batch.
+
+        Raises:
+            EditbookError: No part of the U-Net matches.
+        """
+        raise NotImplementedError
+
+
+class Control(Watcher):
     """Reads or changes attention. Subclasses say which layers they want, and what they do there.
 
     A control sees the conditional rows only: with guidance the unconditional ones attend to the empty prompt, and
-    methods leave them alone (`exchange`, which gets the whole batch, is the exception). `step` and `total` are set by
-    the sampler, never counted from calls.
+    methods leave them alone (`exchange`, which gets the whole batch, is the exception).
 
     At a layer there are four places to step in. Each is offered to all active controls in order before the next one:
     `exchange` what goes into attention, `rescore` before the softmax, `apply` after it, and `observe` what comes out.
@@ -152,8 +190,6 @@ class Control:
     """Whether `apply` is called; a control that reads neither leaves the layer on fused attention."""
     reads_outputs: ClassVar[bool] = False
     """Whether `observe` is called."""
-    step: int = 0
-    total: int = 1
 
     def wants(self, site: Site) -> bool:
         """Whether this control ever acts at a layer; at least one layer must match."""
@@ -195,19 +231,9 @@ class Control:
         """
         raise NotImplementedError
 
-    def begin_step(self, i: int, total: int) -> None:
-        """Called by the sampler before step i of `total`."""
-        self.step, self.total = i, total
-
-    @contextmanager
-    def attached(self, unet: Any, latent_size: tuple[int, int], rows: int) -> Iterator[None]:
-        """A context in which the layers that this control wants report to it; what was set before comes back after.
-
-        Raises:
-            EditbookError: No layer of the U-Net matches.
-        """
-        with _processors(unet, latent_size, rows, [self]):
-            yield
+    def attached(self, unet: Any, latent_size: tuple[int, int], rows: int) -> AbstractContextManager[None]:
+        """As `Watcher.attached`, for the layers that it wants."""
+        return _processors(unet, latent_size, rows, [self])
 
 
 class Chain:

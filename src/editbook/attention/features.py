@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..errors import EditbookError
-from .control import heights, null_of, source_of
+from .control import Watcher, heights, null_of, source_of
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,11 @@ def blocks(unet: Any, latent_size: tuple[int, int]) -> dict[str, Block]:
     }
 
 
-class Features:
+class Features(Watcher):
     """Reads or changes residual features, beside controls of attention in a `Chain`, or alone.
 
-    It sees the *whole* batch: null rows first, then the n conditional rows, of which the first is the source. `step`
-    and `total` are set by the sampler.
+    It sees the *whole* batch: null rows first, then the n conditional rows, of which the first is the source.
     """
-
-    step: int = 0
-    total: int = 1
 
     def wants(self, block: Block) -> bool:
         """Whether it ever acts at a block; at least one block must match."""
@@ -88,17 +84,9 @@ class Features:
         """
         raise NotImplementedError
 
-    def begin_step(self, i: int, total: int) -> None:
-        """Called by the sampler before step i of `total`."""
-        self.step, self.total = i, total
-
     @contextmanager
     def attached(self, unet: Any, latent_size: tuple[int, int], rows: int) -> Iterator[None]:
-        """A context in which the blocks that this control wants report to it.
-
-        Raises:
-            EditbookError: No block of the U-Net matches.
-        """
+        """As `Watcher.attached`, for the blocks that it wants."""
         known = blocks(unet, latent_size)
         wanted = {name: block for name, block in known.items() if self.wants(block)}
         if not wanted:

@@ -9,8 +9,9 @@ import torch
 from torch.nn import functional
 
 from ..errors import EditbookError
+from ..model import Model
 from .align import tokens_of
-from .control import Control, Site
+from .control import Control, Site, map_height
 
 
 def at_grid(masks: torch.Tensor, site: Site) -> torch.Tensor:
@@ -66,6 +67,14 @@ class WordForeground(Control):
         ]
         self.resolution, self.threshold = resolution, threshold
         self._heat: torch.Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, model: Model, prompts: Sequence[str], words: Sequence[str | None], threshold: float = 0.1
+    ) -> WordForeground:
+        """The same for a model, read at the `control.map_height` below its finest level, as on Stable Diffusion."""
+        resolution = map_height(model.unet, model.latent_shape[1], below_finest=True)
+        return cls(model.tokenizer, prompts, words, resolution, threshold)
 
     def wants(self, site: Site) -> bool:
         """Cross-attention of the one resolution."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -112,3 +112,37 @@ class StoredAttention(Swap):
         return projected._replace(
             key=torch.where(mask, key, projected.key), value=torch.where(mask, value, projected.value)
         )
+
+
+class MaskedConcatenation(StoredAttention):
+    """The last row attends to the stored picture and to the row before it at once, each where a mask lets it.
+
+    softmax([Q K_stored^T + log(1 - M); Q K_plain^T + log M]) [V_stored; V_plain], with M on the keys: M = 0 leaves what
+    is stored, M = 1 the plain row. Our reading of TIC's "mask-guided attention concatenation", which only its abstract
+    and the survey describe to us.
+
+    Args:
+        pairs: As in `StoredAttention`.
+        start: As there.
+        share: As there.
+        mask: M at a layer's grid, (pixels,) in [0, 1].
+    """
+
+    def __init__(self, pairs: Pairs, start: int, mask: Callable[[Site], torch.Tensor], *, share: float = 1.0) -> None:
+        super().__init__(pairs, start, serves="edits", share=share)
+        self.mask = mask
+
+    def exchange(self, projected: Projected, site: Site, rows: int) -> Projected:
+        """Twice as many keys for all; rows but the last see their own twice, which changes no average."""
+        batch = len(projected.key)
+        # Of two or more null rows the last one is the last row's; a single one would be the source's.
+        edits = [batch - 1, *([batch - rows - 1] if batch - rows >= 2 else [])]
+        key, value = (torch.cat([part, part], dim=2) for part in projected[1:3])
+        stored = self.stored(projected, site)
+        for whole, kept, own in zip((key, value), stored, projected[1:3], strict=True):
+            for row in edits:
+                whole[row] = torch.cat([kept[row], own[row - 1]], dim=1)
+        inside = self.mask(site).to(key)
+        added = key.new_zeros(batch, 1, 1, key.shape[2])
+        added[edits] = torch.cat([1 - inside, inside]).log()
+        return projected._replace(key=key, value=value, mask=added)

@@ -22,8 +22,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..errors import EditbookError, check_options, unknown
+from ..errors import EditbookError, unknown
 from ..model import Model
+from ..options import check_fields
 from ..sampling import (
     Attention,
     Blend,
@@ -171,6 +172,11 @@ class Inverter:
     """Makes an `Inversion`. Options are fields with the paper's defaults; a subclass with an `id` is registered."""
 
     id: ClassVar[str]
+    needs_source_row: ClassVar[bool] = False
+    """Whether the guidance of the way back takes row 0 for the source, so that no edit can be sampled by itself."""
+
+    def __post_init__(self) -> None:
+        check_fields(self.id, self)
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -224,11 +230,10 @@ def make_inverter(name: str, options: Mapping[str, Any]) -> Inverter:
     """The inversion of that name with these options.
 
     Raises:
-        EditbookError: The name or an option is unknown; the nearest is suggested.
+        EditbookError: The name or an option is unknown, and the nearest is suggested; or an option has a wrong value.
     """
     kind = INVERSIONS[inversion_name(name)]
     for option in options:
         if option not in kind.options():
             raise unknown(f"option of the inversion {kind.id}", option, kind.options())
-    check_options(kind.id, options, kind.options())
     return kind(**options)

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import EditbookError
 from ..model import Model
+from ..options import option
 from ..sampling import Callback, Schedule, follow
 from .base import Inversion, Inverter
 from .ddim import ddim_inversion
@@ -119,17 +120,9 @@ class TuningInverter(Inverter):
     """
 
     tuning: ClassVar[type[EmbeddingTuning]]
-    inner_steps: int = 10
-    learning_rate: float = 1e-2
-    tolerance: float = 1e-5
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.inner_steps, int) or self.inner_steps < 0:
-            raise EditbookError(f"inner_steps must be an integer of at least 0, got {self.inner_steps!r}.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise EditbookError(f"learning_rate must be a finite number above 0, got {self.learning_rate!r}.")
-        if not self.tolerance >= 0:
-            raise EditbookError(f"tolerance must be at least 0 (0 never stops early), got {self.tolerance!r}.")
+    inner_steps: int = option(10, low=0)
+    learning_rate: float = option(1e-2, above=0)
+    tolerance: float = option(1e-5, low=0, high=math.inf, hint="0 never stops early")
 
     def tune(
         self,

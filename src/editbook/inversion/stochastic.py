@@ -25,6 +25,7 @@ from ..sampling import (
     ancestral_sigma,
     clean_estimate,
     follow,
+    whole_steps,
 )
 from .base import Inversion
 
@@ -163,5 +164,4 @@ def kept_part(schedule: Schedule, skip: float) -> list[Move]:
     if not 0 <= skip < 1:
         raise EditbookError(f"skip is the fraction of the steps that are left out, in [0, 1), got {skip!r}.")
     moves = schedule.sampling()
-    # round() first: 0.36 * 100 is a little more than 36.
-    return moves[int(round(skip * len(moves), 9)) :]
+    return moves[whole_steps(skip, len(moves)) :]

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ..attention import Control, Site, tokens_of
 from ..errors import EditbookError
-from ..sampling import Step
+from ..sampling import Step, whole_steps
 from .blend import paste_source_row
 
 
@@ -75,6 +75,6 @@ class LocalBlend(Control):
         heat = heat / heat.amax((2, 3), keepdim=True).clamp_min(1e-12)
         self.mask = (heat > self.threshold).any(0, keepdim=True).to(step.z_next)
         self.masks.append(self.mask)
-        if step.i < int(self.start * step.total):
+        if step.i < whole_steps(self.start, step.total):
             return step.z_next
         return paste_source_row(step, self.mask)

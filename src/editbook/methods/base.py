@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from PIL import Image
 
 from ..attention import AttentionMaps, Chain
-from ..errors import EditbookError, check_options, unknown
+from ..errors import EditbookError, unknown
 from ..inversion import INVERSIONS, Inversion, make_inverter
 from ..inversion.base import inversion_name
 from ..masks import mask_array
 from ..model import Model
+from ..options import check_fields, option
 from ..result import Edit
 from ..sampling import Attention, Blend, Callback, ClassifierFreeGuidance, Guidance, Schedule, Step, Trajectory, follow
 
@@ -33,7 +34,8 @@ class Card:
         venue: Where it was published.
         paper: arXiv number, e.g. "2208.01626".
         branch: Path in the survey's taxonomy, e.g. "tuning_free/attention".
-        inputs: What the method needs besides the picture, e.g. ("source prompt", "target prompt").
+        inputs: What the method needs besides the picture: "source prompt", "target prompt", "instruction", "mask",
+            "reference image"; what it can use but does without has " (optional)" behind it.
         edit_types: What it can do, in the words of the survey's Table 1.
     """
 
@@ -59,6 +61,8 @@ class Request:
         seed: Of all random draws.
         mask: Where the edit may act, (1, 1, h, w) in [0, 1] at the latent's size; None leaves it to the method.
         callbacks: Get every `Step` of every walk.
+        pixel_mask: The same at the picture's size, float32 (H, W).
+        instruction: What shall be done to the picture, for methods that follow instructions.
     """
 
     image: Image.Image | None
@@ -67,6 +71,8 @@ class Request:
     seed: int = 0
     mask: torch.Tensor | None = None
     callbacks: tuple[Callback, ...] = ()
+    pixel_mask: np.ndarray | None = None
+    instruction: str = ""
 
 
 REGISTRY: dict[str, type[Method]] = {}
@@ -82,17 +88,13 @@ class Method:
     """
 
     card: ClassVar[Card]
+    takes_image: ClassVar[bool] = False
+    """Whether it needs a model that sees the source picture, as InstructPix2Pix does."""
     steps: int = 50
-    guidance_scale: float = 7.5
+    guidance_scale: float = option(7.5, low=0, hint="1 is no guidance, 7.5 is usual")
 
     def __post_init__(self) -> None:
-        defaults = {item.name: item.default for item in dataclasses.fields(self)}
-        check_options(self.card.id, {name: getattr(self, name) for name in defaults}, defaults)
-        if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
-            raise EditbookError(
-                f"guidance_scale must be a finite number of at least 0, got {self.guidance_scale!r}; "
-                "1 is no guidance, 7.5 is usual."
-            )
+        check_fields(self.card.id, self)
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -136,7 +138,7 @@ class InvertingMethod(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.inversion = inversion_name(self.inversion)
-        make_inverter(self.inversion, self.inversion_options)  # an unknown option is better known now
+        self.inverter = make_inverter(self.inversion, self.inversion_options)  # raises where options are wrong
 
     @classmethod
     def configured(cls, **options: Any) -> Method:
@@ -145,9 +147,9 @@ class InvertingMethod(Method):
         theirs = {key: options.pop(key) for key in list(options) if key in INVERSIONS[name].options()}
         if theirs:
             options["inversion_options"] = {**options.get("inversion_options", {}), **theirs}
-        for option in options:
-            if option not in cls.options():
-                raise unknown(f"option of {cls.card.id}", option, {**cls.options(), **INVERSIONS[name].options()})
+        for given in options:
+            if given not in cls.options():
+                raise unknown(f"option of {cls.card.id}", given, {**cls.options(), **INVERSIONS[name].options()})
         return cls(**options)
 
     def invert(self, model: Model, request: Request, schedule: Schedule) -> Inversion:
@@ -161,8 +163,7 @@ class InvertingMethod(Method):
                 raise EditbookError("An inversion needs a picture.")
             z_T = model.random_latent(request.seed)
             return Inversion([z_T], [], schedule.sampling(), request.source, source_scale=None)
-        inverter = make_inverter(self.inversion, self.inversion_options)
-        return inverter(
+        return self.inverter(
             model,
             model.encode(request.image),
             request.source,

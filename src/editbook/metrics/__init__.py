@@ -3,6 +3,7 @@
 Numbers that a network makes carry its name, `tower.name`: those of different networks cannot be compared.
 """
 
+from ..perception.reader import Reader, load_reader
 from .clip import Direction, clip_image_similarity, clip_score, directional_similarity
 from .editval import EditValEdit, OwlViT, ReaderDetector, editval_detection, editval_reading
 from .evaluate import Mean, mean_without_nan, pie_bench_scores, regions, truth_distances
@@ -10,7 +11,6 @@ from .frechet import Fid, fid, frechet_distance
 from .hps import Hps
 from .lpips import Lpips
 from .pixels import l1, mask_iou, mse, peak_inside, psnr
-from .reader import Reader, load_reader
 from .ssim import ssim
 from .structure import structure_distance
 from .towers import Clip, Dino, Inception, pocket_clip

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from ..errors import EditbookError, unknown
-from .reader import SIDE, Reader, Reading, ReadObject
+from ..perception.reader import SIDE, Reader, Reading, ReadObject
 from .towers import loaded
 
 EDITVAL_TYPES = (

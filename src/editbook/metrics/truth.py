@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import EditbookError
+from ..perception.reader import OWN, Reading, ReadObject
 from ..pocket import EditTask, Scene, Thing
 from ..pocket.sprites import sprite
 from ..pocket.styles import COLOURLESS
-from .reader import OWN, Reading, ReadObject
 
 _NEAR = 0.08  # a dragged object has arrived within this fraction of the picture's side
 

@@ -122,14 +122,19 @@ def random_change(rng: np.random.Generator, scene: Scene) -> Change:
             continue
 
 
-def sample_edit(seed: int) -> tuple[Scene, Scene, str]:
-    """A training example of an edit: (scene before, scene after, instruction), neither scene held out."""
+def sample_edit(seed: int, phrasings: int = 3) -> tuple[Scene, Scene, str]:
+    """A training example of an edit: (scene before, scene after, instruction), neither scene held out.
+
+    Args:
+        seed: The same seed gives the same example.
+        phrasings: Draw from the first so many phrasings of the instruction only, 1 to 3.
+    """
     rng = np.random.default_rng([seed, 13])
     while True:
         scene = random_scene(rng)
         change = random_change(rng, scene)
         if not is_held_out(scene) and not is_held_out(after := change.apply(scene)):
-            return scene, after, change.instruction(scene, int(rng.integers(3)))
+            return scene, after, change.instruction(scene, int(rng.integers(phrasings)))
 
 
 def corpus(n: int, seed: int = 0) -> list[str]:

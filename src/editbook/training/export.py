@@ -71,16 +71,23 @@ def export(run: Path, destination: Path) -> Path:
     (destination / "training.json").write_text(json.dumps(records, indent=2) + "\n")
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     (destination / "MODEL_CARD.md").write_text(_card(records, counts), encoding="utf-8")
-    files = sorted(path for path in destination.rglob("*") if path.is_file())
-    sums = [
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(destination).as_posix()}\n"
-        for path in files
-    ]
-    (destination / "SHA256SUMS").write_text("".join(sums))
+    write_sums(destination)
     if final.exists():
         shutil.rmtree(final)
     destination.rename(final)
     return final
+
+
+def write_sums(folder: Path) -> None:
+    """Write the SHA-256 of every file of a folder, for `model.verify`."""
+    sums = folder / "SHA256SUMS"
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != sums)
+    sums.write_text(
+        "".join(
+            f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n"
+            for path in files
+        )
+    )
 
 
 def _card(records: dict[str, dict[str, Any]], counts: dict[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""The reader of `editbook.metrics`: trained on rendered scenes to name and segment what they show."""
+"""The reader of `editbook.perception`: trained on rendered scenes to name and segment what they show."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from ..metrics.reader import HEADS, NONE, OWN, SCENE_HEADS, SLOTS, ReaderNetwork, load_reader
+from ..perception.reader import HEADS, NONE, OWN, SCENE_HEADS, SLOTS, ReaderNetwork, load_reader
 from ..pocket import STYLES, Scene, sample, sample_held_out
 from ..pocket.sprites import sprite
 from ..pocket.styles import COLOURLESS

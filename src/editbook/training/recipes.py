@@ -25,6 +25,10 @@ RECIPES = {
     "clip": Entry("clip", "train_clip", 4_000_000),
     "unet": Entry("unet", "train_unet", 20_000_000),
     "reader": Entry("reader", "train_reader", 3_000_000),
+    "segmenter": Entry("segmenter", "train_segmenter", 3_000_000),
+    "inpainter": Entry("inpainter", "train_inpainter", 2_000_000),
+    "instruct-pix2pix": Entry("instruct", "train_instruct", 10_000_000),
+    "pixel": Entry("pixel", "train_pixel", 10_000_000),
 }
 
 

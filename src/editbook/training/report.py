@@ -20,10 +20,10 @@ from ..images import save_json
 from ..inversion import ddim_inversion
 from ..methods.base import guided, reconstruct
 from ..metrics import fid, peak_inside, psnr, ssim
-from ..metrics.reader import Reader, Reading, load_reader
 from ..metrics.towers import pocket_clip
 from ..metrics.truth import edit_success
 from ..model import Model
+from ..perception.reader import Reader, Reading, load_reader
 from ..pocket import Scene, bench, sample_held_out
 from ..pocket.styles import COLOURLESS
 from ..sampling import Schedule, add_noise, follow

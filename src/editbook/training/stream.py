@@ -50,7 +50,7 @@ class SceneStream:
         if batch_size % reuse:
             raise ValueError(f"batch_size must be a multiple of reuse, got {batch_size} and {reuse}.")
         self.batch_size, self.size, self.fresh = batch_size, size, batch_size // reuse
-        self._first = seed * 1_000_000_000
+        self.pool, self._first = pool, seed * 1_000_000_000
         self._drawn = 0
         self._rng = np.random.default_rng([seed, self._rng_key])
         # Spawned, not forked: a fork copies torch's locks in whatever state its threads hold them.

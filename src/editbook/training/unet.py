@@ -64,38 +64,39 @@ def noise_weight(alpha: torch.Tensor) -> torch.Tensor:
     return ((snr + 1).clamp(max=5) / snr).clamp(max=10)
 
 
-class _LatentPool:
-    """Latents of the stream's pool, computed once for each scene, and captions."""
+class LatentPool:
+    """Latents of the stream's pool, computed once for each scene or pair, and captions or instructions."""
 
-    def __init__(self, stream: SceneStream, vae: AutoencoderKL, device: str, pool: int) -> None:
+    def __init__(self, stream: SceneStream, vae: AutoencoderKL, device: str) -> None:
         self._stream, self._vae, self._device = stream, vae, device
-        self._latents = torch.zeros(pool, 4, 16, 16, device=device)
-        self._filled = False
+        self._latents = torch.empty(0)
 
     @torch.no_grad()
-    def _encode(self, slots: torch.Tensor) -> None:
+    def _encode(self, slots: torch.Tensor) -> torch.Tensor:
         pictures = self._stream.pictures(slots).to(self._device)
-        latents = self._vae.encode(pictures).latent_dist.mode() * self._vae.config.scaling_factor
-        self._latents[slots.to(self._device)] = latents.float()
+        latents = self._vae.encode(pictures.flatten(0, -4)).latent_dist.mode() * self._vae.config.scaling_factor
+        return latents.float().unflatten(0, pictures.shape[:-3])
 
-    def batch(self, no_caption: float) -> tuple[torch.Tensor, list[str]]:
-        """Latents (n, 4, 16, 16) and captions, a share of them replaced by the empty one."""
-        if not self._filled:  # not sooner: a resumed run first puts the stream back where it stood
-            for slots in torch.arange(len(self._latents)).split(64):
-                self._encode(slots)
-            self._filled = True
-        self._encode(self._stream.advance())
+    def batch(self) -> tuple[torch.Tensor, list[str]]:
+        """Latents (n, 4, 16, 16) or, of pairs, (n, 2, 4, 16, 16), and their texts."""
+        if not len(self._latents):  # not sooner: a resumed run first puts the stream back where it stood
+            self._latents = torch.cat([self._encode(slots) for slots in torch.arange(self._stream.pool).split(64)])
+        fresh = self._stream.advance()
+        self._latents[fresh.to(self._device)] = self._encode(fresh)
         slots = self._stream.choose()
-        drop = torch.rand(len(slots)) < no_caption
-        texts = ["" if gone else text for gone, text in zip(drop.tolist(), self._stream.captions(slots), strict=True)]
-        return self._latents[slots.to(self._device)], texts
+        return self._latents[slots.to(self._device)], self._stream.captions(slots)
+
+
+def need(run: Path, parts: dict[str, str]) -> None:
+    """Raise an `EditbookError` that names the command unless a run has these parts: folder -> recipe."""
+    for part, recipe in parts.items():
+        if not (run / part).is_dir():
+            raise EditbookError(f"{run / part} is missing: run `editbook train {recipe} --run {run}` first.")
 
 
 def train_unet(plan: Plan, *, batch_size: int = 32, no_caption: float = 0.1) -> dict[str, Any]:
     """Train the U-Net on latents of `run/vae`, and tune `run/text_encoder` with it; saves both."""
-    for part, recipe in (("vae", "vae"), ("text_encoder", "clip"), ("tokenizer", "clip")):
-        if not (plan.run / part).is_dir():
-            raise EditbookError(f"{plan.run / part} is missing: run `editbook train {recipe} --run {plan.run}` first.")
+    need(plan.run, {"vae": "vae", "text_encoder": "clip", "tokenizer": "clip"})
     torch.manual_seed(5)
     vae = AutoencoderKL.from_pretrained(plan.run / "vae").to(plan.device).eval().requires_grad_(False)
     text_encoder = CLIPTextModel.from_pretrained(plan.run / "text_encoder").to(plan.device)
@@ -114,7 +115,7 @@ def train_unet(plan: Plan, *, batch_size: int = 32, no_caption: float = 0.1) -> 
         # The backward pass of torch's fused attention takes nearly half of a step on a CPU; plain products do not.
         unet.set_attn_processor(AttnProcessor())
     stream = SceneStream(6, batch_size, reuse=8, pool=8192, workers=plan.workers)
-    pool = _LatentPool(stream, vae, plan.device, 8192)
+    pool = LatentPool(stream, vae, plan.device)
     alphas = scheduler.alphas_cumprod.to(plan.device)
     scenes = [sample_held_out(seed) for seed in range(16)]
 
@@ -127,7 +128,9 @@ def train_unet(plan: Plan, *, batch_size: int = 32, no_caption: float = 0.1) -> 
     fast = compiled(objective, plan)
 
     def loss() -> torch.Tensor:
-        z_0, texts = pool.batch(no_caption)
+        z_0, texts = pool.batch()
+        dropped = (torch.rand(len(texts)) < no_caption).tolist()
+        texts = ["" if gone else text for gone, text in zip(dropped, texts, strict=True)]
         tokens = padded_tokens(tokenizer, texts).to(plan.device)
         t = torch.randint(len(alphas), (len(z_0),), device=plan.device)
         return fast(z_0, torch.randn_like(z_0), t, tokens)
@@ -137,7 +140,7 @@ def train_unet(plan: Plan, *, batch_size: int = 32, no_caption: float = 0.1) -> 
         guidance = ClassifierFreeGuidance(embeddings, model.embed(""), 5.0)
         noise = torch.randn(16, 4, 16, 16, generator=torch.Generator().manual_seed(0)).to(plan.device)
         pictures = model.decode_batch(follow(model, noise, Schedule(scheduler, 25).sampling(), guidance))
-        _contact_sheet(pictures, [scene.caption() for scene in scenes]).save(folder / "samples.png")
+        contact_sheet(pictures, [scene.caption() for scene in scenes]).save(folder / "samples.png")
 
     record = train(Recipe("unet", networks, stream, loss, learning_rate=7e-4, show=show), plan)
     record |= {name: record[name] + before[name] for name in ("samples", "seconds")}
@@ -147,7 +150,8 @@ def train_unet(plan: Plan, *, batch_size: int = 32, no_caption: float = 0.1) -> 
     return record
 
 
-def _contact_sheet(pictures: list[Image.Image], captions: list[str], columns: int = 4, side: int = 192) -> Image.Image:
+def contact_sheet(pictures: list[Image.Image], captions: list[str], columns: int = 4, side: int = 192) -> Image.Image:
+    """Pictures in rows, each with the beginning of its caption below it."""
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * side, rows * (side + 16)), "white")
     draw = ImageDraw.Draw(sheet)

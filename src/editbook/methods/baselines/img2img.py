@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...errors import EditbookError
-from ...masks import KeepSource, mask_array
+from ...masks import KeepSource, mask_array, noised_path
 from ...model import Model
 from ...result import Edit
 from ...sampling import Schedule, add_noise, follow
@@ -51,8 +51,7 @@ class ImageToImage(Method):
         noise = model.random_latent(request.seed)
         keep = None
         if request.mask is not None:
-            levels = [move.alpha_to for move in path[:-1]]
-            keep = KeepSource([*(add_noise(z_0, noise, alpha) for alpha in levels), z_0], request.mask)
+            keep = KeepSource(noised_path(z_0, [noise] * len(path), path), request.mask)
         edited = follow(
             model,
             add_noise(z_0, noise, path[0].alpha_from),

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import editbook
-from editbook.attention import MutualSelfAttention
+from editbook.attention import MutualSelfAttention, finest_levels
 from editbook.errors import EditbookError
-from editbook.methods.tuning_free.attention.masactrl import MasaCtrl, decoder_levels, first_step
+from editbook.methods.tuning_free.attention.masactrl import MasaCtrl
 
 SOURCE, TARGET = "a photo of a cat on the beach", "a photo of a jumping cat on the beach"
 
@@ -82,8 +82,7 @@ def test_automatic_masks_follow_the_threshold(random_model64, picture):
 
 
 def test_fractions_are_the_paper_s_steps_and_levels_its_layers(random_model):
-    assert first_step(0.08, 50) == 4
-    assert decoder_levels(random_model, 2) == [16, 8]
+    assert finest_levels(random_model.unet, random_model.latent_shape[1], 2) == [16, 8]
     control = MasaCtrl().control(random_model, [SOURCE, TARGET])
     assert isinstance(control, MutualSelfAttention)
     assert control.start == 4

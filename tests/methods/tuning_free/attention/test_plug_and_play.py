@@ -10,7 +10,7 @@ import editbook
 from editbook import pocket
 from editbook.attention import Capture, CaptureFeatures, Chain
 from editbook.errors import EditbookError
-from editbook.methods.tuning_free.attention.plug_and_play import NegativeGuidance, PlugAndPlay, whole_steps
+from editbook.methods.tuning_free.attention.plug_and_play import NegativeGuidance, PlugAndPlay
 from editbook.metrics import psnr
 from editbook.sampling import ClassifierFreeGuidance
 
@@ -79,11 +79,6 @@ def test_features_and_maps_are_the_sources_and_values_are_not(random_model64):
             if i == step:
                 here = site.side == "up" and (site.resolution == 16 or (site.resolution == 8 and site.index == 7))
                 assert torch.allclose(record[0], record[1], rtol=0, atol=1e-6) == (exchanges and here)
-
-
-def test_fractions_are_whole_steps():
-    assert [whole_steps(0.8, 50), whole_steps(0.5, 50), whole_steps(0.29, 100), whole_steps(0.5, 5)] == [40, 25, 29, 2]
-    assert whole_steps(1.0, 7) == 7
 
 
 def test_the_negative_prompt_takes_its_share_of_the_empty_one(random_model64):

@@ -14,7 +14,7 @@ from editbook.errors import EditbookError
 from editbook.methods.tuning_free.attention.prompt_to_prompt import PromptToPrompt
 from editbook.metrics import mse
 from editbook.model import Model
-from editbook.sampling import ClassifierFreeGuidance, Schedule, follow
+from editbook.sampling import ClassifierFreeGuidance, Schedule, follow, whole_steps
 
 SOURCE = "a photo of a cat on the beach"
 TARGET = "a photo of a dragon on the beach"
@@ -156,7 +156,7 @@ def test_gates_close_at_their_step(tokenizer):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_gates_do_not_depend_on_the_number_format(tokenizer, dtype):
     for tau, total in ((0.7, 9), (0.1, 9), (0.3, 999), (0.9, 49), (0.29, 99)):
-        last = int(tau * (total + 1)) - 1
+        last = whole_steps(tau, total + 1) - 1
         p = probabilities().to(dtype)
         held = control(tokenizer, step=last, total=total, cross_replace=tau).apply(p, CROSS)
         free = control(tokenizer, step=last + 1, total=total, cross_replace=tau).apply(p, CROSS)
@@ -190,7 +190,7 @@ def test_auto_chooses_by_the_number_of_words(tokenizer):
         ({"cross_replace": 1.5}, "cross_replace"),
         ({"self_replace": -0.1}, "self_replace"),
         ({"self_replace": float("nan")}, "self_replace"),
-        ({"word_replace": {"dragon": 2}}, "dragon is a fraction"),
+        ({"word_replace": {"dragon": 2}}, "'dragon' is a fraction"),
         ({"reweight": {"dragn": 2.0}}, "Did you mean 'dragon'"),
         ({"word_replace": {"castle": 0.5}}, "Unknown word"),
         ({"blend": "dragon"}, "Unknown word"),

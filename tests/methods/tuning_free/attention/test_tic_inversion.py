@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import editbook
-from editbook.attention import Chain, Recorder, StoredAttention
+from editbook.attention import Chain, MaskedConcatenation, Recorder, StoredAttention
 from editbook.errors import EditbookError
 from editbook.inversion import ddim_inversion, make_inverter
 from editbook.methods.base import reconstruct, sample_back
-from editbook.methods.tuning_free.attention.tic_inversion import MaskedConcatenation, record
+from editbook.methods.tuning_free.attention.tic_inversion import record
 from editbook.sampling import Schedule
 
 SOURCE, TARGET = "a photo of a cat on the beach", "a photo of a jumping cat on the beach"

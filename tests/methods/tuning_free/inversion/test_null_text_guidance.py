@@ -146,8 +146,8 @@ def test_outside_a_mask_the_picture_stays(random_model, picture):
     ("options", "message"),
     [
         ({"disturbance": "noise"}, "disturbance"),
-        ({"s": 1000}, "s is a number"),
-        ({"b": -1}, "b is a number"),
+        ({"s": 1000}, "s of null-text-guidance"),
+        ({"b": -1}, "b of null-text-guidance"),
         ({"b": 2.5}, r"\bb\b"),
         ({"s": 0}, "leaves no step"),
     ],

@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import torch
 
 from ....attention import Capture, Chain, Control, Projected, Site, heights
-from ....errors import EditbookError, unknown
+from ....errors import EditbookError
 from ....inversion.embedding_tuning import EmbeddingTuning, TunedInversion, TuningInverter
 from ....masks import PasteSourceRow
 from ....model import Model
+from ....options import fraction, option
 from ....result import Edit
-from ....sampling import Callback, Schedule
+from ....sampling import Callback, Schedule, whole_steps
 from ...base import Card, InvertingMethod, Request, finish, sample_back
 
 Embed = Callable[[Model, Sequence[str]], torch.Tensor]
@@ -139,7 +140,7 @@ class BalancedAttention(Control):
 
     def active(self, site: Site) -> bool:
         """In the first steps."""
-        return self.step < int(self.until[site.kind] * self.total)
+        return self.step < whole_steps(self.until[site.kind], self.total)
 
     def exchange(self, projected: Projected, site: Site, rows: int) -> Projected:
         """The last row gets another row's queries and keys."""
@@ -189,26 +190,13 @@ class Baret(InvertingMethod):
         edit_types=("texture", "shape", "style", "non-rigid"),
     )
     inversion: str = "target-text-inversion"
-    eta_start: float = 0.0
-    eta_end: float = 0.8
-    self_replace: float = 0.4
-    cross_replace: float = 0.8
+    eta_start: float = option(0.0, low=0, high=1)
+    eta_end: float = option(0.8, low=0, high=1)
+    self_replace: float = fraction(0.4)
+    cross_replace: float = fraction(0.8)
     self_limit: int | None = None
-    self_from: str = "reconstruction"
-    cross_from: str = "transition"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("eta_start", "eta_end", "self_replace", "cross_replace"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise EditbookError(f"{name} lies in [0, 1], got {getattr(self, name)!r}.")
-        for name in ("self_from", "cross_from"):
-            if getattr(self, name) not in PROCESSES[:2]:
-                raise unknown(f"{name} of baret", getattr(self, name), PROCESSES[:2])
-        if self.self_limit is not None and not isinstance(self.self_limit, int):
-            raise EditbookError(
-                f"self_limit is the height of a feature map in cells, or None, got {self.self_limit!r}."
-            )
+    self_from: str = option("reconstruction", among=PROCESSES[:2])
+    cross_from: str = option("transition", among=PROCESSES[:2])
 
     def __call__(self, model: Model, request: Request) -> Edit:
         """Tune the target prompt into the picture, then sample the three processes together."""

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 from ....attention import Control, Site
-from ....errors import EditbookError
 from ....model import Model
+from ....options import option
 from ....score import Draw, ScoreGradient
 from ...base import Card, Request
 from .delta_denoising_score import DeltaGradient, ScoreMethod
@@ -48,6 +48,8 @@ class PatchFeatures(Control):
 
 def patches(features: torch.Tensor, site: Site, size: int) -> torch.Tensor:
     """Features of a layer (pixels, channels), averaged over squares of `size` cells: (patches, channels)."""
+    if size == 1:
+        return features
     grid = features.T.unflatten(1, (site.height, site.width))
     return functional.avg_pool2d(grid[None], size)[0].flatten(1).T
 
@@ -156,20 +158,9 @@ class ContrastiveDenoisingScore(ScoreMethod):
         inputs=("source prompt", "target prompt"),
         edit_types=("texture", "object addition"),
     )
-    contrastive_weight: float = 3.0
-    temperature: float = 0.07
-    positions: int = 256
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.contrastive_weight < float("inf"):
-            raise EditbookError(
-                f"contrastive_weight must be a finite number of at least 0, got {self.contrastive_weight!r}."
-            )
-        if not 0 < self.temperature < float("inf"):
-            raise EditbookError(f"temperature must be a finite number above 0, got {self.temperature!r}.")
-        if self.positions < 2:
-            raise EditbookError(f"positions must be at least 2, one to find and one to miss, got {self.positions!r}.")
+    contrastive_weight: float = option(3.0, low=0)
+    temperature: float = option(0.07, above=0)
+    positions: int = option(256, low=2, hint="there must be one to find and one to miss")
 
     def gradient(self, model: Model, request: Request, z_s: torch.Tensor) -> ScoreGradient:
         """DDS and the contrast."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from ....errors import EditbookError, unknown
+from ....errors import EditbookError
 from ....masks import mask_array
 from ....model import Model
+from ....options import option
 from ....result import Edit
 from ....score import Draw, ScoreGradient, descend
 from ...base import Card, Method, Request, guided
@@ -74,17 +74,13 @@ class ScoreMethod(Method):
     With a mask, the latent moves inside it only.
     """
 
-    steps: int = 200
-    step_size: float = 0.1 * 2000 / 64**2
+    steps: int = option(200, low=1, what="a number of updates")
+    step_size: float = option(0.1 * 2000 / 64**2, low=0)
     t_low: float = 0.05
     t_high: float = 0.95
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1:
-            raise EditbookError(f"steps must be at least 1, the number of updates, got {self.steps!r}.")
-        if not (math.isfinite(self.step_size) and self.step_size >= 0):
-            raise EditbookError(f"step_size must be a finite number of at least 0, got {self.step_size!r}.")
         if not 0 <= self.t_low < self.t_high <= 1:
             raise EditbookError(
                 f"t_low and t_high are fractions with 0 <= t_low < t_high <= 1, got {self.t_low} and {self.t_high}."
@@ -140,12 +136,7 @@ class DeltaDenoisingScore(ScoreMethod):
         inputs=("source prompt", "target prompt"),
         edit_types=("texture", "style", "non-rigid", "object addition"),
     )
-    loss: str = "dds"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.loss not in ("dds", "sds"):
-            raise unknown("loss of delta-denoising-score", self.loss, ("dds", "sds"))
+    loss: str = option("dds", among=("dds", "sds"))
 
     def gradient(self, model: Model, request: Request, z_s: torch.Tensor) -> ScoreGradient:
         """The delta, or SDS."""

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import torch
 
 from ....attention import Pairs, StoredAttention
-from ....errors import EditbookError
 from ....inversion import Inversion
 from ....inversion.embedding_tuning import TunedInversion, needs_single_precision
 from ....masks import KeepSource
 from ....model import Model
+from ....options import option
 from ....sampling import Callback, Guidance, Schedule, follow
 from ...base import Card
 from .tic_inversion import TIC, TICInversion
@@ -105,22 +105,11 @@ class KV(TIC):
 
     id: ClassVar[str] = "kv-inversion"
     inversion_prompt: str = "source"
-    share: float = 1.0
-    inner_steps: int = 10
-    learning_rate: float = 3e-2
+    share: float = option(1.0, low=0, high=1)
+    inner_steps: int = option(10, low=0)
+    learning_rate: float = option(3e-2, above=0)
     from_pivot: bool = True
-    tuning_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.share <= 1:
-            raise EditbookError(f"share must lie in [0, 1], got {self.share!r}.")
-        if not isinstance(self.inner_steps, int) or self.inner_steps < 0:
-            raise EditbookError(f"inner_steps must be an integer of at least 0, got {self.inner_steps!r}.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise EditbookError(f"learning_rate must be a finite number above 0, got {self.learning_rate!r}.")
-        if not math.isfinite(self.tuning_scale):
-            raise EditbookError(f"tuning_scale must be a finite number, got {self.tuning_scale!r}.")
+    tuning_scale: float = option(1.0)
 
     def attention(self, pairs: Pairs, steps: int) -> StoredAttention | None:
         """As `TIC.attention`, with the share."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,9 +14,10 @@ from ....attention import Capture, Chain, Control, Site, heights, map_height, to
 from ....errors import EditbookError
 from ....masks import paste_source_row
 from ....model import Model
+from ....options import fraction, option
 from ....pocket import changed_words
 from ....result import Edit
-from ....sampling import ClassifierFreeGuidance, Move, Schedule, Step
+from ....sampling import ClassifierFreeGuidance, Move, Schedule, Step, whole_steps
 from ...base import Card, Request, finish, sample_back
 from .prompt_to_prompt import PromptToPrompt
 
@@ -206,7 +206,7 @@ class LateBlend:
 
     def __call__(self, step: Step) -> torch.Tensor:
         """z_next, its outside the source's when it is late enough."""
-        late = step.total - step.i <= int(round(self.last * step.total, 9))
+        late = step.total - step.i <= whole_steps(self.last, step.total)
         return paste_source_row(step, self.mask) if late else step.z_next
 
 
@@ -254,32 +254,20 @@ class MagEdit(PromptToPrompt):
     self_replace: float = 0.5
     inversion: str = "null-text-inversion"
     words: str = ""
-    scale: float = 2.5
-    token_weight: float = 1.0
-    spatial_weight: float = 0.0
-    iterations: int = 15
-    guided: float = 0.5
-    enough: float = 1.0
+    scale: float = option(2.5, low=0)
+    token_weight: float = option(1.0, low=0)
+    spatial_weight: float = option(0.0, low=0)
+    iterations: int = option(15, low=0)
+    guided: float = fraction(0.5)
+    enough: float = option(1.0, low=0, high=1)
     resolution: int | None = None
-    blend_last: float = 0.3
+    blend_last: float = fraction(0.3)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.edit != "refine" or self.blend is not None:
             raise EditbookError(
                 "mag-edit raises words that are new, and blends with its mask: it needs edit='refine' and blend=None."
-            )
-        for name in ("scale", "token_weight", "spatial_weight"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise EditbookError(f"{name} must be a finite number of at least 0, got {getattr(self, name)!r}.")
-        for name in ("guided", "enough", "blend_last"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise EditbookError(f"{name} lies in [0, 1], got {getattr(self, name)!r}.")
-        if not isinstance(self.iterations, int) or self.iterations < 0:
-            raise EditbookError(f"iterations must be an integer of at least 0, got {self.iterations!r}.")
-        if self.resolution is not None and not isinstance(self.resolution, int):
-            raise EditbookError(
-                f"resolution is the height of a feature map in cells, or None, got {self.resolution!r}."
             )
 
     def __call__(self, model: Model, request: Request) -> MagEditResult:

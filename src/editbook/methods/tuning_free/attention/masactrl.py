@@ -7,30 +7,14 @@ from typing import Any, ClassVar
 
 import torch
 
-from ....attention import Chain, Foreground, MutualSelfAttention, WordForeground, heights, map_height
-from ....errors import EditbookError, unknown
+from ....attention import Chain, Foreground, MutualSelfAttention, WordForeground, finest_levels
+from ....errors import EditbookError
 from ....masks import PasteSourceRow, latent_mask
 from ....model import Model
+from ....options import fraction, option
 from ....result import Edit
-from ....sampling import Attention, Schedule
+from ....sampling import Attention, Schedule, whole_steps
 from ...base import Card, InvertingMethod, Request, finish, sample_back
-
-
-def decoder_levels(model: Model, levels: int) -> list[int]:
-    """Heights of the so many finest levels, finest first.
-
-    Raises:
-        EditbookError: The U-Net has fewer, or none is asked for.
-    """
-    found = heights(model.unet, model.latent_shape[1])
-    if not 1 <= levels <= len(found):
-        raise EditbookError(f"levels must be from 1 to {len(found)}, the levels of this U-Net, got {levels!r}.")
-    return found[:levels]
-
-
-def first_step(start: float, steps: int) -> int:
-    """The step that a fraction of all steps means: 0.08 of 50 is the paper's 4."""
-    return round(start * steps)
 
 
 @dataclass
@@ -77,25 +61,18 @@ class MasaCtrl(InvertingMethod):
         edit_types=("non-rigid",),
     )
     generates: ClassVar[bool] = True
-    start: float = 0.08
+    start: float = fraction(0.08)
     levels: int = 2
-    keys: str = "source"
-    invert_with: str = "auto"
+    keys: str = option("source", among=("source", "joint"))
+    invert_with: str = option("auto", among=("auto", "empty", "source"))
     word: str | tuple[str, str] | None = None
-    mask_threshold: float = 0.1
+    mask_threshold: float = option(0.1, above=0, below=1)
     source_mask: Any = None
     target_mask: Any = None
     source_guidance_scale: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in {"keys": ("source", "joint"), "invert_with": ("auto", "empty", "source")}.items():
-            if getattr(self, name) not in known:
-                raise unknown(f"{name} of masactrl", getattr(self, name), known)
-        if not 0 <= self.start <= 1:
-            raise EditbookError(f"start is a fraction of the steps in [0, 1], got {self.start!r}.")
-        if not 0 < self.mask_threshold < 1:
-            raise EditbookError(f"mask_threshold must lie between 0 and 1, got {self.mask_threshold!r}.")
         if isinstance(self.word, list):
             self.word = tuple(self.word)  # as it comes back from JSON
         words = self.word if isinstance(self.word, tuple) else (self.word, self.word)
@@ -117,16 +94,15 @@ class MasaCtrl(InvertingMethod):
             )
         if self.word is None:
             return None
-        coarse = map_height(model.unet, model.latent_shape[1], below_finest=True)
         words = self.word if isinstance(self.word, tuple) else (self.word, self.word)
-        return WordForeground(model.tokenizer, prompts, words, coarse, self.mask_threshold)
+        return WordForeground.of(model, prompts, words, self.mask_threshold)
 
     def control(self, model: Model, prompts: list[str]) -> Attention:
         """Mutual self-attention for a source and a target row, with what its masks need."""
         foreground = self.foreground(model, prompts)
         mutual = MutualSelfAttention(
-            decoder_levels(model, self.levels),
-            start=first_step(self.start, self.steps),
+            finest_levels(model.unet, model.latent_shape[1], self.levels),
+            start=whole_steps(self.start, self.steps, nearest=True),
             inject=self.keys,
             inject_null=self.keys,
             foreground=foreground,

@@ -10,12 +10,12 @@ from typing import ClassVar
 import torch
 
 from ....attention import Chain, InjectFeatures, InjectQueriesKeys, injection_place
-from ....errors import EditbookError, unknown
 from ....inversion import Inversion
 from ....masks import KeepSource, PasteSourceRow
 from ....model import Model
+from ....options import fraction, option
 from ....result import Edit
-from ....sampling import Attention, Blend, Guidance, Schedule
+from ....sampling import Attention, Blend, Guidance, Schedule, whole_steps
 from ...base import Card, InvertingMethod, Request, finish, sample_back
 
 
@@ -85,25 +85,13 @@ class PlugAndPlay(InvertingMethod):
         edit_types=("style",),
     )
     generates: ClassVar[bool] = True
-    feature_steps: float = 0.8
-    attention_steps: float = 0.5
+    feature_steps: float = fraction(0.8)
+    attention_steps: float = fraction(0.5)
     resolution: int | None = None
     negative_prompt: str = ""
-    negative_schedule: str = "linear"
-    negative_alpha: float = 1.0
-    source_guidance_scale: float = 5.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("feature_steps", "attention_steps", "negative_alpha"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise EditbookError(f"{name} lies in [0, 1], got {getattr(self, name)!r}.")
-        if self.negative_schedule not in ("linear", "constant", "exponential"):
-            raise unknown("negative_schedule", self.negative_schedule, ("linear", "constant", "exponential"))
-        if not (math.isfinite(self.source_guidance_scale) and self.source_guidance_scale >= 0):
-            raise EditbookError(
-                f"source_guidance_scale must be a finite number of at least 0, got {self.source_guidance_scale!r}."
-            )
+    negative_schedule: str = option("linear", among=("linear", "constant", "exponential"))
+    negative_alpha: float = option(1.0, low=0, high=1)
+    source_guidance_scale: float = option(5.0, low=0)
 
     def control(self, model: Model) -> Attention:
         """Both injections, where `injection_place` says."""
@@ -153,8 +141,3 @@ class PlugAndPlay(InvertingMethod):
             callbacks=request.callbacks,
         )
         return finish(model, request, inversion, z_0)
-
-
-def whole_steps(fraction: float, steps: int) -> int:
-    """floor(fraction * steps), where 0.29 of 100 are 29, whatever floating point says."""
-    return math.floor(round(fraction * steps, 9))

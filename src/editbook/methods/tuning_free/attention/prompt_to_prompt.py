@@ -20,11 +20,12 @@ from ....attention import (
     swap_mapper,
     tokens_of,
 )
-from ....errors import EditbookError, unknown
+from ....errors import EditbookError
 from ....masks import LocalBlend, PasteSourceRow
 from ....model import Model
+from ....options import fraction, option
 from ....result import Edit
-from ....sampling import Blend, Schedule
+from ....sampling import Blend, Schedule, whole_steps
 from ...base import Card, InvertingMethod, Request, finish, sample_back
 
 
@@ -64,7 +65,7 @@ class PromptToPromptControl(Control):
 
     def active(self, site: Site) -> bool:
         """Cross-attention always (weights act in every step), self-attention until tau_s."""
-        return site.kind == "cross" or self.step < int(self.self_replace * self.total)
+        return site.kind == "cross" or self.step < whole_steps(self.self_replace, self.total)
 
     def apply(self, probabilities: torch.Tensor, site: Site) -> torch.Tensor:
         """Source row untouched, target rows edited: P2P's Eq. for P-hat."""
@@ -74,7 +75,7 @@ class PromptToPromptControl(Control):
         mapper, weights, known = (x.to(source) for x in (self.mapper, self.weights, self.known))
         injected = (source @ mapper) + (1 - known) * target
         # The official code counts S + 1 steps here; a token is held while i < floor(tau (S + 1)).
-        gate = (self.step < (self.until * (self.total + 1)).floor()).to(source)
+        gate = (self.step < (self.until * (self.total + 1)).round(decimals=9).floor()).to(source)
         return torch.cat([source, gate * injected * weights + (1 - gate) * target])
 
 
@@ -115,9 +116,9 @@ class PromptToPrompt(InvertingMethod):
         edit_types=("texture", "style", "object addition"),
     )
     generates: ClassVar[bool] = True
-    edit: str = "auto"
-    cross_replace: float = 0.8
-    self_replace: float = 0.4
+    edit: str = option("auto", among=("auto", "swap", "refine"))
+    cross_replace: float = fraction(0.8)
+    self_replace: float = fraction(0.4)
     self_limit: int | None = None
     reweight: Mapping[str, float] = field(default_factory=dict)
     word_replace: Mapping[str, float] = field(default_factory=dict)
@@ -127,8 +128,6 @@ class PromptToPrompt(InvertingMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.edit not in ("auto", "swap", "refine"):
-            raise unknown("edit of prompt-to-prompt", self.edit, ("auto", "swap", "refine"))
         if not (isinstance(self.reweight, Mapping) and isinstance(self.word_replace, Mapping)):
             raise EditbookError("reweight and word_replace map words to numbers, e.g. reweight={'golden': 3}.")
         for word, number in {**self.reweight, **self.word_replace}.items():
@@ -137,14 +136,9 @@ class PromptToPrompt(InvertingMethod):
         words = (self.blend,) if not isinstance(self.blend, Sequence) or isinstance(self.blend, str) else self.blend
         if self.blend is not None and (len(words) > 2 or not all(isinstance(word, str) for word in words)):
             raise EditbookError(f"blend is a word, or a source and a target word, got {self.blend!r}.")
-        if self.self_limit is not None and not isinstance(self.self_limit, int):
-            raise EditbookError(
-                f"self_limit is the height of a feature map in cells, or None, got {self.self_limit!r}."
-            )
-        fractions = {"cross_replace": self.cross_replace, "self_replace": self.self_replace, **self.word_replace}
-        for name, value in fractions.items():
+        for word, value in self.word_replace.items():
             if not 0 <= value <= 1:
-                raise EditbookError(f"{name} is a fraction of the steps in [0, 1], got {value!r}.")
+                raise EditbookError(f"word_replace of {word!r} is a fraction of the steps in [0, 1], got {value!r}.")
 
     def control(self, tokenizer: Any, source: str, target: str, latent_side: int) -> PromptToPromptControl:
         """The attention control for a pair of prompts."""
@@ -156,8 +150,8 @@ class PromptToPrompt(InvertingMethod):
         until = torch.full((mapper.shape[1],), float(self.cross_replace), dtype=torch.float64)
         for word, factor in self.reweight.items():
             weights[tokens_of(tokenizer, target, word)] = float(factor)
-        for word, fraction in self.word_replace.items():
-            until[tokens_of(tokenizer, target, word)] = float(fraction)
+        for word, share in self.word_replace.items():
+            until[tokens_of(tokenizer, target, word)] = float(share)
         return PromptToPromptControl(
             mapper,
             cross_replace=self.cross_replace,

@@ -9,14 +9,15 @@ import torch
 from torch.nn import functional
 
 from ....attention import Control, Projected, Site
-from ....errors import EditbookError, unknown
+from ....errors import EditbookError
 from ....images import as_image
 from ....inversion.exceptional import exceptional_embedding, exceptional_inversion
 from ....masks import latent_mask, mask_array
 from ....masks.place import box_mask, box_of, check_box, object_mask, paste, place
 from ....model import Model
+from ....options import fraction, option
 from ....result import Edit
-from ....sampling import ClassifierFreeGuidance, Schedule, Step, Trajectory, follow
+from ....sampling import ClassifierFreeGuidance, Schedule, Step, Trajectory, follow, whole_steps
 from ...base import Card, Method, Request
 
 BACKGROUND, OBJECT, COMPOSITE = range(3)
@@ -136,30 +137,23 @@ class TFICON(Method):
         venue="ICCV",
         paper="2307.12493",
         branch="tuning_free/attention",
-        inputs=("target prompt", "reference image", "mask"),
+        inputs=("target prompt", "reference image", "mask (optional)"),
         edit_types=("object addition",),
     )
     guidance_scale: float = 5.0
     reference: Any = None
     reference_mask: Any = None
     box: tuple[float, float, float, float] | None = None
-    domain: str = "cross"
-    background_until: float = 0.4
-    tau_a: float = 0.4
-    tau_b: float = 0.8
+    domain: str = option("cross", among=("cross", "same"))
+    background_until: float = fraction(0.4)
+    tau_a: float = fraction(0.4)
+    tau_b: float = fraction(0.8)
     token: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.domain not in ("cross", "same"):
-            raise unknown("domain of tf-icon", self.domain, ("cross", "same"))
         if self.box is not None:
             self.box = check_box(self.box)
-        if self.token is not None and not isinstance(self.token, int):
-            raise EditbookError(f"token is the id of a token, a whole number, or None, got {self.token!r}.")
-        for name in ("background_until", "tau_a", "tau_b"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise EditbookError(f"{name} is a fraction of the steps in [0, 1], got {getattr(self, name)!r}.")
 
     def __call__(self, model: Model, request: Request) -> Edit:
         """Place the object, invert both pictures, assemble, sample."""
@@ -190,7 +184,7 @@ class TFICON(Method):
         own = both.z_T[BACKGROUND if self.domain == "same" else OBJECT]
         fresh = torch.where(box, model.random_latent(request.seed), both.z_T[:1])
         start = torch.where(thing, own[None], fresh)
-        stops = [int(round(share * self.steps, 9)) for share in (self.background_until, self.tau_a, self.tau_b)]
+        stops = [whole_steps(share, self.steps) for share in (self.background_until, self.tau_a, self.tau_b)]
         inversion = replace(
             both,
             latents=[z[:1] for z in both.latents],

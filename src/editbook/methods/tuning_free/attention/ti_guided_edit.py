@@ -2,56 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
-from ....attention import Chain, InjectFeatures, IntegratedAttention, Site, WordForeground, injection_place, map_height
-from ....errors import EditbookError, unknown
-from ....images import as_image, fit
-from ....inversion import Inversion
-from ....masks import AdaIN, KeepSource, PasteSourceRow
+from ....attention import Chain, InjectFeatures, IntegratedAttention, finest_levels, injection_place
+from ....errors import EditbookError
+from ....masks import AdaIN, PasteSourceRow
 from ....model import Model
+from ....options import fraction, option
 from ....result import Edit
-from ....sampling import Attention, Blend, Schedule, Step
+from ....sampling import Attention, Schedule, Step, whole_steps
 from ...base import Card, InvertingMethod, Request, finish, sample_back
-from .masactrl import decoder_levels
-from .plug_and_play import whole_steps
-
-Masks = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""From the latents of all rows, which give the size, to the masks of two rows, bool (h, w) each."""
-
-
-def invert_reference(
-    method: InvertingMethod, model: Model, request: Request, schedule: Schedule, reference: Any, prompt: str
-) -> Inversion:
-    """A second picture, handled and inverted as the one to edit is.
-
-    Args:
-        method: Whose inversion is used.
-        model: The model.
-        request: Seed and callbacks.
-        schedule: The steps.
-        reference: A PIL picture, an array or a file; any size.
-        prompt: Describes it.
-    """
-    picture = fit(as_image(reference), model.image_size)
-    return method.invert(model, replace(request, image=picture, source=prompt), schedule)
-
-
-def masks_of(foreground: WordForeground, structure: int, appearance: int) -> Masks:
-    """The masks of two rows at a latent's size, from where a word acts in the step that was just made."""
-
-    def masks(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        height, width = z.shape[-2:]
-        found = foreground(Site("cross", "up", height, 0, height, width))
-        assert found is not None  # the U-Net has just run
-        return found[structure].view(height, width), found[appearance].view(height, width)
-
-    return masks
+from ...side_by_side import Masks, SideBySide
 
 
 class KeepPart:
@@ -131,44 +95,29 @@ class TIGuidedEdit(InvertingMethod):
     )
     guidance_scale: float = 5.0
     reference: Any = None
-    mode: str = "auto"
+    mode: str = option("auto", among=("auto", "image", "rigid", "non-rigid"))
     reference_prompt: str = ""
     word: str | None = None
-    mask_threshold: float = 0.05
-    keep: str = "none"
-    path_scale: float = 7.5
-    feature_steps: float = 0.8
-    appearance_start: float = 0.08
-    appearance_stop: float = 0.8
-    structure_stop: float = 0.5
-    adain_start: float = 0.2
-    adain_stop: float = 0.6
-    strength: float = 1.67
-    contrast_over: str = "keys"
-    base: str = "e"
+    mask_threshold: float = option(0.05, above=0, below=1)
+    keep: str = option("none", among=("none", "background", "object"))
+    path_scale: float = option(7.5, low=0)
+    feature_steps: float = fraction(0.8)
+    appearance_start: float = fraction(0.08)
+    appearance_stop: float = fraction(0.8)
+    structure_stop: float = fraction(0.5)
+    adain_start: float = fraction(0.2)
+    adain_stop: float = fraction(0.6)
+    strength: float = option(1.67, low=0)
+    contrast_over: str = option("keys", among=("keys", "heads"))
+    base: str = option("e", among=("e", "2"))
     levels: int = 2
     resolution: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choices = {
-            "mode": ("auto", "image", "rigid", "non-rigid"),
-            "keep": ("none", "background", "object"),
-            "contrast_over": ("keys", "heads"),
-            "base": ("e", "2"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise unknown(f"{name} of ti-guided-edit", getattr(self, name), known)
-        for name in ("feature_steps", "appearance_start", "appearance_stop", "structure_stop", "adain_start"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise EditbookError(f"{name} is a fraction of the steps in [0, 1], got {getattr(self, name)!r}.")
         for begin, end in (("appearance_start", "appearance_stop"), ("adain_start", "adain_stop")):
-            if not getattr(self, begin) <= getattr(self, end) <= 1:
-                raise EditbookError(f"{end} must lie between {begin} and 1, got {getattr(self, end)!r}.")
-        for name in ("path_scale", "strength"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise EditbookError(f"{name} must be a finite number of at least 0, got {getattr(self, name)!r}.")
+            if getattr(self, begin) > getattr(self, end):
+                raise EditbookError(f"{end} must not lie before {begin}, got {getattr(self, end)!r}.")
         if (self.reference is None) == (self.effective_mode == "image"):
             raise EditbookError(
                 "mode='image' needs a reference: a picture, an array or a file."
@@ -177,7 +126,7 @@ class TIGuidedEdit(InvertingMethod):
             )
         if self.keep != "none" and (self.word is None or self.effective_mode != "rigid"):
             raise EditbookError("keep needs a word, and acts in rigid mode only; leave it at 'none'.")
-        if self.word is not None and (not isinstance(self.word, str) or self.effective_mode == "non-rigid"):
+        if self.word is not None and self.effective_mode == "non-rigid":
             raise EditbookError(f"word is a word of the prompts, for the modes image and rigid, got {self.word!r}.")
 
     @property
@@ -194,7 +143,7 @@ class TIGuidedEdit(InvertingMethod):
         return [
             InjectFeatures(height, stop=whole_steps(self.feature_steps, self.steps), row=structure, into=2),
             IntegratedAttention(
-                decoder_levels(model, self.levels),
+                finest_levels(model.unet, model.latent_shape[1], self.levels),
                 first,
                 (self.appearance_start, self.appearance_stop),
                 (0.0, self.structure_stop),
@@ -211,36 +160,23 @@ class TIGuidedEdit(InvertingMethod):
         """Sample the picture, the other helper and the target side by side."""
         by_image = self.effective_mode == "image"
         other = (self.reference_prompt or request.source) if by_image else request.target
-        prompts = [request.source, other, request.target]
-        model.embed(prompts)  # what cannot be used should cost no walk
-        controls = self.control(model)
-        blends: list[Blend] = []
-        if self.word is not None:
-            coarse = map_height(model.unet, model.latent_shape[1], below_finest=True)
-            words = [self.word, self.word if by_image else None, None]
-            found = WordForeground(model.tokenizer, prompts, words, coarse, self.mask_threshold)
-            controls.append(found)
-        masks = None if self.word is None else masks_of(found, 0, 1)
-        schedule = Schedule(model.scheduler, self.steps)
-        if by_image:
-            as_image(self.reference)  # raises
+        words = None if self.word is None else [self.word, self.word if by_image else None, None]
+        rows = SideBySide(
+            model, request, [request.source, other, request.target], self.reference, words, self.mask_threshold
+        )
+        controls = [*self.control(model), *rows.controls]
 
-        inversion = self.invert(model, request, schedule)
-        z_T = inversion.z_T.repeat(3, 1, 1, 1)
-        blends.append(KeepSource(inversion.latents[1:], 0.0, slice(0, 1)))
+        inversion, z_T, blends = rows.invert(self, Schedule(model.scheduler, self.steps))
         if by_image:
-            second = invert_reference(self, model, request, schedule, self.reference, other)
-            z_T[1] = second.z_T[0]
-            blends.append(KeepSource(second.latents[1:], 0.0, slice(1, 2)))
-            blends.append(AdaIN(2, 1, (self.adain_start, self.adain_stop), masks))
-        elif self.keep != "none" and masks is not None:
-            blends.append(KeepPart(self.keep, whole_steps(0.8, self.steps), masks))
+            blends.append(AdaIN(2, 1, (self.adain_start, self.adain_stop), rows.masks))
+        elif self.keep != "none" and rows.masks is not None:
+            blends.append(KeepPart(self.keep, whole_steps(0.8, self.steps), rows.masks))
         if request.mask is not None:
             blends.append(PasteSourceRow(request.mask))
         z_0 = sample_back(
             model,
             inversion,
-            prompts,
+            rows.prompts,
             [1.0 if by_image else self.path_scale, self.guidance_scale],
             z_T=z_T,
             attention=Chain(controls),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,23 +11,22 @@ import torch
 from ....attention import (
     Chain,
     Control,
+    MaskedConcatenation,
     Pairs,
-    Projected,
     Recorder,
     Site,
     StoredAttention,
     WordForeground,
     at_grid,
-    map_height,
+    finest_levels,
 )
-from ....errors import EditbookError, unknown
-from ....inversion import Inversion, Inverter, ddim_inversion, make_inverter
+from ....inversion import Inversion, Inverter, ddim_inversion
 from ....masks import KeepSource, PasteSourceRow
 from ....model import Model
+from ....options import fraction, option
 from ....result import Edit
-from ....sampling import Callback, ClassifierFreeGuidance, Move, Schedule, follow
+from ....sampling import Callback, ClassifierFreeGuidance, Move, Schedule, follow, whole_steps
 from ...base import Card, InvertingMethod, Request, finish, sample_back
-from .masactrl import decoder_levels, first_step
 
 
 @dataclass
@@ -50,26 +49,24 @@ class TIC(Inverter):
     """
 
     id: ClassVar[str] = "tic-inversion"
-    start: float = 0.08
+    start: float = fraction(0.08)
     levels: int = 2
-    side: str = "decoder"
-    inversion_prompt: str = "empty"
+    side: str = option("decoder", among=("decoder", "all"))
+    inversion_prompt: str = option("empty", among=("empty", "source"))
 
-    def __post_init__(self) -> None:
-        for name, known in {"side": ("decoder", "all"), "inversion_prompt": ("empty", "source")}.items():
-            if getattr(self, name) not in known:
-                raise unknown(f"{name} of {self.id}", getattr(self, name), known)
-        if not 0 <= self.start <= 1:
-            raise EditbookError(f"start is a fraction of the steps in [0, 1], got {self.start!r}.")
+    def first_step(self, steps: int) -> int:
+        """The step of the way back from which on they are read."""
+        return whole_steps(self.start, steps, nearest=True)
 
     def recorder(self, model: Model, steps: int) -> Recorder:
         """What keeps keys and values at the chosen places."""
         sides = ("up",) if self.side == "decoder" else ("down", "mid", "up")
-        return Recorder(decoder_levels(model, self.levels), sides, first_step(self.start, steps))
+        levels = finest_levels(model.unet, model.latent_shape[1], self.levels)
+        return Recorder(levels, sides, self.first_step(steps))
 
     def attention(self, pairs: Pairs, steps: int) -> StoredAttention | None:
         """What lets the source row read them; None if no step asks for any."""
-        return StoredAttention(pairs, first_step(self.start, steps), serves="source") if pairs else None
+        return StoredAttention(pairs, self.first_step(steps), serves="source") if pairs else None
 
     def __call__(
         self,
@@ -108,40 +105,6 @@ def record(model: Model, inversion: Inversion, prompt: str, recorder: Recorder) 
     return recorder.pairs
 
 
-class MaskedConcatenation(StoredAttention):
-    """The last row attends to the stored picture and to the row before it at once, each where a mask lets it.
-
-    softmax([Q K_stored^T + log(1 - M); Q K_plain^T + log M]) [V_stored; V_plain], with M on the keys: M = 0 leaves what
-    is stored, M = 1 the plain row. Our reading of TIC's "mask-guided attention concatenation", which only its abstract
-    and the survey describe to us.
-
-    Args:
-        pairs: As in `StoredAttention`.
-        start: As there.
-        share: As there.
-        mask: M at a layer's grid, (pixels,) in [0, 1].
-    """
-
-    def __init__(self, pairs: Pairs, start: int, mask: Callable[[Site], torch.Tensor], *, share: float = 1.0) -> None:
-        super().__init__(pairs, start, serves="edits", share=share)
-        self.mask = mask
-
-    def exchange(self, projected: Projected, site: Site, rows: int) -> Projected:
-        """Twice as many keys for all; rows but the last see their own twice, which changes no average."""
-        batch = len(projected.key)
-        # Of two or more null rows the last one is the last row's; a single one would be the source's.
-        edits = [batch - 1, *([batch - rows - 1] if batch - rows >= 2 else [])]
-        key, value = (torch.cat([part, part], dim=2) for part in projected[1:3])
-        stored = self.stored(projected, site)
-        for whole, kept, own in zip((key, value), stored, projected[1:3], strict=True):
-            for row in edits:
-                whole[row] = torch.cat([kept[row], own[row - 1]], dim=1)
-        inside = self.mask(site).to(key)
-        added = key.new_zeros(batch, 1, 1, key.shape[2])
-        added[edits] = torch.cat([1 - inside, inside]).log()
-        return projected._replace(key=key, value=value, mask=added)
-
-
 @dataclass
 class TICInversion(InvertingMethod):
     """Duan, Cui, Kang, Zhang, Fei, Fan and Huang 2024: tuning-free inversion-enhanced control.
@@ -176,33 +139,31 @@ class TICInversion(InvertingMethod):
     )
     inversion: str = "tic-inversion"
     word: str | None = None
-    mask_threshold: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.word is not None and not isinstance(self.word, str):
-            raise EditbookError(f"word is a word of the target prompt, got {self.word!r}.")
-        if not 0 < self.mask_threshold < 1:
-            raise EditbookError(f"mask_threshold must lie between 0 and 1, got {self.mask_threshold!r}.")
+    mask_threshold: float = option(0.1, above=0, below=1)
 
     def stored(self, model: Model, inversion: Inversion, prompt: str) -> StoredAttention | None:
         """What the inversion stored, or what its path has to show; None if no step shall read it."""
-        if isinstance(make_inverter(self.inversion, self.inversion_options), TIC):
+        if isinstance(self.inverter, TIC):
             assert inversion.attention is None or isinstance(inversion.attention, StoredAttention)
             return inversion.attention
         options, steps = TIC(), len(inversion.moves)
         return options.attention(record(model, inversion, prompt, options.recorder(model, steps)), steps)
 
-    def controls(self, model: Model, request: Request, stored: StoredAttention) -> Sequence[Control]:
-        """What the edited row attends to, as the last of two or three rows."""
+    def controls(self, request: Request, stored: StoredAttention, found: WordForeground | None) -> Sequence[Control]:
+        """What the edited row attends to, as the last of two or three rows.
+
+        Args:
+            request: Its mask, if it has one, is M.
+            stored: The picture's keys and values.
+            found: Where the word acts, else.
+        """
         if request.mask is not None:
             mask = request.mask[0]
             return [
                 MaskedConcatenation(stored.pairs, stored.start, lambda site: at_grid(mask, site)[0], share=stored.share)
             ]
-        if self.word is None:
+        if found is None:
             return [stored.serving("edits")]
-        found = self.word_foreground(model, request)
 
         def inside(site: Site) -> torch.Tensor:
             """The word's region in the plain row; nowhere, while no map is known."""
@@ -211,18 +172,14 @@ class TICInversion(InvertingMethod):
 
         return [found, MaskedConcatenation(stored.pairs, stored.start, inside, share=stored.share)]
 
-    def word_foreground(self, model: Model, request: Request) -> WordForeground:
-        """Where the word acts in the plain row, at each step."""
-        coarse = map_height(model.unet, model.latent_shape[1], below_finest=True)
-        prompts, words = [request.source, request.target, request.target], [None, self.word, None]
-        return WordForeground(model.tokenizer, prompts, words, coarse, self.mask_threshold)
-
     def __call__(self, model: Model, request: Request) -> Edit:
         """Invert and record; sample the target with what was recorded."""
         plain = [request.target] if request.mask is not None or self.word is not None else []
         model.embed([request.source, request.target])  # before the inversion: bad prompts should cost no walk
-        if self.word is not None:
-            self.word_foreground(model, request)
+        found = None
+        if self.word is not None:  # where it acts in the plain row
+            prompts, words = [request.source, *plain, request.target], [None, self.word, None]
+            found = WordForeground.of(model, prompts, words, self.mask_threshold)
         schedule = Schedule(model.scheduler, self.steps)
         inversion = self.invert(model, request, schedule)
         stored = self.stored(model, inversion, request.source)
@@ -234,7 +191,7 @@ class TICInversion(InvertingMethod):
             ["" if unconditional else request.source, *plain, request.target],
             self.guidance_scale,
             source_scale=1.0 if unconditional else None,
-            attention=Chain(self.controls(model, request, stored)) if stored else None,
+            attention=Chain(self.controls(request, stored, found)) if stored else None,
             blends=[] if request.mask is None else [PasteSourceRow(request.mask)],
             callbacks=request.callbacks,
         )

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from ....errors import EditbookError, unknown
 from ....inversion import Inversion, Inverter, ddim_inversion
 from ....model import Model
+from ....options import option
 from ....sampling import Callback, Guidance, Schedule
 from ...base import Card
 from .ddim_inversion import DDIMInversion
@@ -36,21 +36,11 @@ class Direct(Inverter):
     """
 
     id: ClassVar[str] = "direct-inversion"
-    injection: float = 0.5
-    injection_steps: int | None = None
-    align: str = "exact"
-    injected: str = "noise"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.injection <= 1:
-            raise EditbookError(f"injection is a share of the noise in [0, 1], got {self.injection!r}.")
-        if self.injection_steps is not None and (not isinstance(self.injection_steps, int) or self.injection_steps < 0):
-            raise EditbookError(
-                f"injection_steps must be a number of steps, at least 0, or None for all; got {self.injection_steps!r}."
-            )
-        for name, known in {"align": ("exact", "official"), "injected": ("noise", "latent")}.items():
-            if getattr(self, name) not in known:
-                raise unknown(f"{name} of direct-inversion", getattr(self, name), known)
+    needs_source_row: ClassVar[bool] = True
+    injection: float = option(0.5, low=0, high=1, what="a share of the noise")
+    injection_steps: int | None = option(None, low=0, what="a number of steps", hint="None is all")
+    align: str = option("exact", among=("exact", "official"))
+    injected: str = option("noise", among=("noise", "latent"))
 
     def __call__(
         self,

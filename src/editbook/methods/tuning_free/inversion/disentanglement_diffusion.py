@@ -15,8 +15,9 @@ from ....errors import EditbookError
 from ....inversion import Inversion
 from ....masks import KeepSource
 from ....model import Model
+from ....options import fraction, option
 from ....result import Edit
-from ....sampling import Callback, Guidance, Schedule, Step, follow
+from ....sampling import Callback, Guidance, Schedule, Step, follow, whole_steps
 from ...base import Card, InvertingMethod, Request, finish, reconstruct
 
 
@@ -81,31 +82,24 @@ class DisentanglementDiffusion(InvertingMethod):
         edit_types=("texture", "style", "object addition"),
     )
     generates: ClassVar[bool] = True
-    switch: float = 0.4
-    late: float = 0.0
-    epochs: int = 10
-    learning_rate: float = 0.05
-    perceptual: float = 1.0
+    switch: float = fraction(0.4)
+    late: float = option(0.0)
+    epochs: int = option(10, low=0)
+    learning_rate: float = option(0.05, low=0)
+    perceptual: float = option(1.0, low=0)
     weights: Sequence[float] | None = None
     clip: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.learned: Learned | None = None
-        if self.inversion == "direct-inversion":
+        if self.inverter.needs_source_row:
             raise EditbookError(
-                "disentanglement-diffusion samples the edit by itself and cannot follow direct-inversion, whose first "
+                f"disentanglement-diffusion samples the edit by itself and cannot follow {self.inversion}, whose first "
                 "row repeats the source: take another inversion, e.g. inversion='pnp-inversion'."
             )
-        if not 0 <= self.switch <= 1:
-            raise EditbookError(f"switch is a fraction of the steps in [0, 1], got {self.switch!r}.")
-        if not isinstance(self.epochs, int) or self.epochs < 0:
-            raise EditbookError(f"epochs must be an integer of at least 0, got {self.epochs!r}.")
-        for name, value in {"learning_rate": self.learning_rate, "perceptual": self.perceptual}.items():
-            if not (math.isfinite(value) and value >= 0):
-                raise EditbookError(f"{name} must be a finite number of at least 0, got {value!r}.")
-        if not all(math.isfinite(value) for value in (self.late, *(self.weights or ()))):
-            raise EditbookError("late and weights must be finite numbers.")
+        if not all(math.isfinite(value) for value in self.weights or ()):
+            raise EditbookError("weights must be finite numbers.")
         if self.weights is not None and len(self.weights) != self.steps:
             raise EditbookError(f"weights must hold {self.steps} numbers, one for each step, not {len(self.weights)}.")
 
@@ -137,7 +131,7 @@ class DisentanglementDiffusion(InvertingMethod):
         self, model: Model, request: Request, neutral: torch.Tensor, sample: Callable[[torch.Tensor], torch.Tensor]
     ) -> Learned:
         """Adam on lambda, through all steps and the decoder."""
-        held = round(self.switch * self.steps)
+        held = whole_steps(self.switch, self.steps, nearest=True)
         start = self.weights or [1.0] * held + [float(self.late)] * (self.steps - held)
         learned = Learned([list(start)])
         if self.weights is not None or self.epochs == 0:

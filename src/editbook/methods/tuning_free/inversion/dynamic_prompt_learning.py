@@ -17,6 +17,7 @@ from ....errors import EditbookError
 from ....inversion import ddim_inversion
 from ....inversion.embedding_tuning import TunedInversion, needs_single_precision
 from ....model import Model
+from ....options import option
 from ....pocket import OBJECTS
 from ....sampling import Callback, Schedule, follow
 from ...base import Card
@@ -270,26 +271,16 @@ class DynamicPrompt(NullText):
     inner_steps: int = 51
     tolerance: float = 0.0
     nouns: Sequence[str] = ()
-    noun_steps: int = 21
-    noun_rate: float = 1e-3
-    slack: float = 1.0
-    clusters: int = 5
-    background_threshold: float = 0.2
+    noun_steps: int = option(21, low=0)
+    noun_rate: float = option(1e-3, above=0)
+    slack: float = option(1.0, low=0, high=math.inf)
+    clusters: int = option(5, low=2)
+    background_threshold: float = option(0.2, low=0, high=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.nouns, str):
             raise EditbookError(f"nouns is a list of words, e.g. ({self.nouns!r},), not a string.")
-        if not isinstance(self.noun_steps, int) or self.noun_steps < 0:
-            raise EditbookError(f"noun_steps must be an integer of at least 0, got {self.noun_steps!r}.")
-        if not (math.isfinite(self.noun_rate) and self.noun_rate > 0):
-            raise EditbookError(f"noun_rate must be a finite number above 0, got {self.noun_rate!r}.")
-        if not self.slack >= 0:
-            raise EditbookError(f"slack must be at least 0, got {self.slack!r}.")
-        if not isinstance(self.clusters, int) or self.clusters < 2:
-            raise EditbookError(f"clusters must be an integer of at least 2, got {self.clusters!r}.")
-        if not 0 <= self.background_threshold <= 1:
-            raise EditbookError(f"background_threshold must lie in [0, 1], got {self.background_threshold!r}.")
 
     def chosen(self, tokenizer: Any, prompt: str) -> dict[str, list[int]]:
         """The nouns of a prompt with the positions of the tokens of their first occurrence.
@@ -299,6 +290,10 @@ class DynamicPrompt(NullText):
         """
         if self.nouns:
             return {noun: tokens_of(tokenizer, prompt, noun, 0) for noun in self.nouns}
+        if not prompt.strip():
+            raise EditbookError(
+                "dynamic-prompt-learning learns words of the prompt it inverts under, and cannot follow an empty one."
+            )
         known = set(prompt.lower().replace(",", " ").replace(".", " ").split())
         found = {word: tokens_of(tokenizer, prompt, word, 0) for word in OBJECTS if word in known}
         if not found:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
-from ....errors import EditbookError
 from ....inversion import Inversion, Inverter
 from ....inversion.stochastic import (
     chained_noisings,
@@ -20,6 +18,7 @@ from ....inversion.stochastic import (
     with_sigma,
 )
 from ....model import Model
+from ....options import option
 from ....sampling import Callback, Schedule
 from ...base import Card
 from .ddim_inversion import DDIMInversion
@@ -47,19 +46,11 @@ class EditFriendly(Inverter):
     """
 
     id: ClassVar[str] = "edit-friendly-ddpm"
-    eta: float = 1.0
-    inversion_scale: float = 3.5
-    skip: float = 0.36
+    eta: float = option(1.0, above=0, high=1, hint="without noise there is no map to extract")
+    inversion_scale: float = option(3.5, low=0)
+    skip: float = option(0.36, low=0, below=1, what="a fraction of the steps")
     keep_last: bool = True
     chained: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.eta <= 1:
-            raise EditbookError(f"eta must lie in (0, 1], got {self.eta!r}; without noise there is no map to extract.")
-        if not (math.isfinite(self.inversion_scale) and self.inversion_scale >= 0):
-            raise EditbookError(f"inversion_scale must be a finite number of at least 0, got {self.inversion_scale!r}.")
-        if not 0 <= self.skip < 1:
-            raise EditbookError(f"skip is the fraction of the steps that are left out, in [0, 1), got {self.skip!r}.")
 
     def __call__(
         self,

@@ -8,14 +8,14 @@ from typing import ClassVar
 
 import torch
 
-from ....errors import EditbookError
 from ....inversion import Inversion
 from ....inversion.embedding_tuning import needs_single_precision
 from ....inversion.text_optimisation import fit_embedding
 from ....masks import KeepSource
 from ....model import Model
+from ....options import fraction, option
 from ....result import Edit
-from ....sampling import Blend, Guidance, Schedule
+from ....sampling import Blend, Guidance, Schedule, whole_steps
 from ...base import Card, InvertingMethod, Request, finish, sample_back
 
 
@@ -75,17 +75,11 @@ class LatentInversionTimestepAware(InvertingMethod):
         inputs=("source prompt", "target prompt"),
         edit_types=("non-rigid",),
     )
-    switch: float = 0.2
-    eta: float = 0.8
+    switch: float = fraction(0.2)
+    eta: float = option(0.8, low=0, high=1)
     text_steps: int = 100
     text_rate: float = 1e-2
     text_batch: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, value in {"switch": self.switch, "eta": self.eta}.items():
-            if not 0 <= value <= 1:
-                raise EditbookError(f"{name} must lie in [0, 1], got {value!r}.")
 
     def __call__(self, model: Model, request: Request) -> Edit:
         """Fit the text, invert the latent, sample with the source prompt and then with the mixed embedding."""
@@ -104,7 +98,7 @@ class LatentInversionTimestepAware(InvertingMethod):
             seed=request.seed,
         )
         mixed = torch.lerp(fitted, target, self.eta)
-        at = round(self.switch * self.steps)
+        at = whole_steps(self.switch, self.steps, nearest=True)
         blends: list[Blend] = [lambda step: step.z_next[:1].expand_as(step.z_next) if step.i < at else step.z_next]
         if request.mask is not None:
             blends.append(KeepSource(inversion.latents[1:], request.mask, slice(1, None)))

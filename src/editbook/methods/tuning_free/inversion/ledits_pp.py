@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -16,6 +15,7 @@ from ....errors import EditbookError, unknown
 from ....inversion import Inversion, Inverter
 from ....inversion.stochastic import SecondOrder, extract_noise, independent_noisings, source_guidance, with_sigma
 from ....model import Model
+from ....options import check_fields, option
 from ....result import Edit
 from ....sampling import Callback, Guidance, Schedule
 from ...base import Card, Method, Request, finish, sample_back
@@ -38,22 +38,10 @@ class LEDITS(Inverter):
     """
 
     id: ClassVar[str] = "ledits-pp"
-    skip: float = 0.15
-    order: int = 2
-    final_first_order: int = 2
-    inversion_scale: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.skip < 1:
-            raise EditbookError(
-                f"skip is the fraction of the timesteps that are left out, in [0, 1), not {self.skip!r}."
-            )
-        if self.order not in (1, 2):
-            raise EditbookError(f"order of the solver must be 1 or 2, got {self.order!r}.")
-        if not isinstance(self.final_first_order, int) or self.final_first_order < 0:
-            raise EditbookError(f"final_first_order must be an integer of at least 0, got {self.final_first_order!r}.")
-        if not (math.isfinite(self.inversion_scale) and self.inversion_scale >= 0):
-            raise EditbookError(f"inversion_scale must be a finite number of at least 0, got {self.inversion_scale!r}.")
+    skip: float = option(0.15, low=0, below=1, what="a fraction of the timesteps")
+    order: int = option(2, low=1, high=2)
+    final_first_order: int = option(2, low=0)
+    inversion_scale: float = option(0.0, low=0)
 
     def __call__(
         self,
@@ -94,20 +82,15 @@ class EditPrompt:
     """
 
     prompt: str
-    scale: float = 5.0
-    threshold: float = 0.9
+    scale: float = option(5.0, low=0)
+    threshold: float = option(0.9, low=0, below=1, hint="0.9 opens a tenth of the latent")
     reverse: bool = False
     words: str | None = None
     warmup: int = 0
     cooldown: int | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and self.scale >= 0):
-            raise EditbookError(f"scale of an edit must be a finite number of at least 0, got {self.scale!r}.")
-        if not 0 <= self.threshold < 1:
-            raise EditbookError(
-                f"threshold must lie in [0, 1), got {self.threshold!r}; 0.9 opens a tenth of the latent."
-            )
+        check_fields("an edit", self)
 
     def acts(self, i: int) -> bool:
         """Whether it takes part in step i."""
@@ -255,15 +238,13 @@ class LEDITSPP(Method):
     reverse: bool = False
     words: str | None = None
     edits: Sequence[Mapping[str, Any]] = ()
-    masks: str = "intersect"
+    masks: str = option("intersect", among=MASKS)
     side: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.inverter()
         self.prompts("")
-        if self.masks not in MASKS:
-            raise unknown("kind of masks", self.masks, MASKS)
 
     def inverter(self) -> LEDITS:
         """The inversion with these options."""

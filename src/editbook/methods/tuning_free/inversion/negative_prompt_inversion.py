@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from ....errors import EditbookError
 from ....inversion import Inversion, Inverter, ddim_inversion
 from ....model import Model
+from ....options import option
 from ....sampling import Callback, Schedule
 from ...base import Card
 from ..attention.prompt_to_prompt import PromptToPrompt
@@ -30,11 +30,7 @@ class NegativePrompt(Inverter):
     """
 
     id: ClassVar[str] = "negative-prompt-inversion"
-    interpolation: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.interpolation <= 1:
-            raise EditbookError(f"interpolation must lie in [0, 1], got {self.interpolation!r}.")
+    interpolation: float = option(0.0, low=0, high=1)
 
     def __call__(
         self,

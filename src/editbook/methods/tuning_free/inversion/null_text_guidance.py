@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import torch
 
-from ....errors import EditbookError, unknown
+from ....errors import EditbookError
 from ....masks import KeepSource, mask_array
 from ....model import Model
+from ....options import option
 from ....result import Edit
 from ....sampling import Guidance, Schedule, Trajectory, add_noise, follow
 from ...base import Card, Method, Request, guided
@@ -123,17 +124,9 @@ class NullTextGuidance(Method):
     )
     steps: int = 100
     guidance_scale: float = 10.0
-    disturbance: str = "rollback"
-    s: int = 400
-    b: int = 200
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.disturbance not in ("rollback", "image"):
-            raise unknown("disturbance", self.disturbance, ("rollback", "image"))
-        for name, value in {"s": self.s, "b": self.b}.items():
-            if not isinstance(value, int) or not 0 <= value <= 999:
-                raise EditbookError(f"{name} is a number of training timesteps from 0 to 999, got {value!r}.")
+    disturbance: str = option("rollback", among=("rollback", "image"))
+    s: int = option(400, low=0, high=999, what="a number of training timesteps")
+    b: int = option(200, low=0, high=999, what="a number of training timesteps")
 
     def __call__(self, model: Model, request: Request) -> Edit:
         """Noise the picture (or draw noise), then denoise with the disturbed guidance."""

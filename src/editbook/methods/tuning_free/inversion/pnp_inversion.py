@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from ....errors import EditbookError
 from ....inversion import Inversion, Inverter, ddim_inversion
 from ....masks import KeepSource
 from ....model import Model
+from ....options import option
 from ....sampling import Callback, Schedule
 from ...base import Card
 from ..attention.prompt_to_prompt import PromptToPrompt
@@ -30,14 +30,8 @@ class PnP(Inverter):
     """
 
     id: ClassVar[str] = "pnp-inversion"
-    strength: float = 1.0
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.strength <= 1:
-            raise EditbookError(f"strength is a share of the offset in [0, 1], got {self.strength!r}.")
-        if not isinstance(self.every, int) or self.every < 1:
-            raise EditbookError(f"every must be an integer of at least 1, got {self.every!r}.")
+    strength: float = option(1.0, low=0, high=1, what="a share of the offset")
+    every: int = option(1, low=1)
 
     def __call__(
         self,

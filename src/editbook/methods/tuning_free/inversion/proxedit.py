@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,10 +10,12 @@ import torch
 from torch.nn import functional
 
 from ....attention import MutualSelfAttention, heights
-from ....errors import EditbookError, unknown
+from ....errors import EditbookError
 from ....inversion import Inversion
+from ....inversion.base import inversion_name
 from ....masks import KeepSource, PasteSourceRow
 from ....model import Model
+from ....options import option
 from ....result import Edit
 from ....sampling import Callback, Schedule, Step
 from ...base import Card, Request, finish, sample_back
@@ -86,30 +87,14 @@ class Proximal(NegativePrompt):
     """
 
     id: ClassVar[str] = "proxedit"
-    prox: str = "l0"
-    quantile: float = 0.7
-    pull: str = "inversion"
-    pull_rate: float = 0.1
+    prox: str = option("l0", among=("l0", "l1"))
+    quantile: float = option(0.7, high=1, hint="below 0 it is -lambda")
+    pull: str = option("inversion", among=("inversion", "reconstruction", "none"))
+    pull_rate: float = option(0.1, low=0, high=1, what="a share of the way")
     pull_t: int = 400
-    dilate: int = 1
-    region: str = "channel"
+    dilate: int = option(1, low=0, what="a number of latent cells")
+    region: str = option("channel", among=("channel", "spatial"))
     official: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, known in {
-            "prox": ("l0", "l1"),
-            "pull": ("inversion", "reconstruction", "none"),
-            "region": ("channel", "spatial"),
-        }.items():
-            if getattr(self, name) not in known:
-                raise unknown(f"{name} of proxedit", getattr(self, name), known)
-        if not (math.isfinite(self.quantile) and self.quantile <= 1):
-            raise EditbookError(f"quantile must be at most 1 (below 0 it is -lambda), got {self.quantile!r}.")
-        if not 0 <= self.pull_rate <= 1:
-            raise EditbookError(f"pull_rate is a share of the way in [0, 1], got {self.pull_rate!r}.")
-        if not isinstance(self.dilate, int) or self.dilate < 0:
-            raise EditbookError(f"dilate must be a whole number of latent cells, at least 0, got {self.dilate!r}.")
 
     def __call__(
         self,
@@ -198,24 +183,17 @@ class ProxEdit(PromptToPrompt):
     cross_replace: float = 0.4
     self_replace: float = 0.6
     inversion: str = "proxedit"
-    attention: str = "prompt-to-prompt"
-    mutual_start: int = 4
-    inject_null: str = "source"
+    attention: str = option("prompt-to-prompt", among=("prompt-to-prompt", "masactrl"))
+    mutual_start: int = option(4, low=0, what="a step")
+    inject_null: str = option("source", among=MutualSelfAttention.MODES)
 
     def __post_init__(self) -> None:
+        if self.attention == "masactrl" and inversion_name(self.inversion) == Proximal.id:
+            defaults = {"quantile": 0.6, "interpolation": 1.0, "pull": "none"}
+            self.inversion_options = {**defaults, **self.inversion_options}
         super().__post_init__()
-        if self.attention not in ("prompt-to-prompt", "masactrl"):
-            raise unknown("attention of proxedit", self.attention, ("prompt-to-prompt", "masactrl"))
-        if self.inject_null not in MutualSelfAttention.MODES:
-            raise unknown("inject_null of proxedit", self.inject_null, MutualSelfAttention.MODES)
-        if not isinstance(self.mutual_start, int) or self.mutual_start < 0:
-            raise EditbookError(f"mutual_start must be a step, 0 or more, got {self.mutual_start!r}.")
-        if self.attention == "masactrl":
-            if self.blend is not None or self.reweight or self.word_replace:
-                raise EditbookError("blend, reweight and word_replace need attention='prompt-to-prompt'.")
-            if self.inversion == Proximal.id:
-                defaults = {"quantile": 0.6, "interpolation": 1.0, "pull": "none"}
-                self.inversion_options = {**defaults, **self.inversion_options}
+        if self.attention == "masactrl" and (self.blend is not None or self.reweight or self.word_replace):
+            raise EditbookError("blend, reweight and word_replace need attention='prompt-to-prompt'.")
 
     def __call__(self, model: Model, request: Request) -> Edit:
         """Prompt-to-Prompt, or mutual self-attention, on the inversion."""

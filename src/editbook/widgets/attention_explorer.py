@@ -1,4 +1,4 @@
-"""Figures that answer the mouse, in a live notebook and in the built page alike: they need no kernel."""
+"""What attends to what: a figure that answers the mouse, in a live notebook and in the built page alike."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 from matplotlib import colormaps
 from torch.nn import functional
 
-from .attention import words_and_tokens
-from .errors import EditbookError, unknown
-from .images import data_address
+from ..attention import words_and_tokens
+from ..errors import EditbookError, unknown
+from ..images import data_address
 
 if TYPE_CHECKING:
-    from .attention import AttentionMaps
-    from .result import Edit
+    from ..attention import AttentionMaps
+    from ..result import Edit
 
 ROWS = ("source", "edit")
 

@@ -1,0 +1,1 @@
+"""Methods whose model was trained, or trained further, for editing."""

@@ -1,0 +1,1 @@
+"""Methods that edit inside a mask, and those that find it."""
