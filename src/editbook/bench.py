@@ -382,7 +382,7 @@ SUITES: dict[str, tuple[Entry, ...]] = {
         Entry("delta-denoising-score", "delta-denoising-score", SCORE),
         Entry("contrastive-denoising-score", "contrastive-denoising-score", {**SCORE, "contrastive_weight": 300.0}),
     ),
-    "masks": (
+    "mask-methods": (
         Entry("img2img", "img2img", SHORT, mask=True),
         Entry("diffedit", "diffedit", SHORT),
         Entry("diffedit-exact", "diffedit", SHORT, mask=True),

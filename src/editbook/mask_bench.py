@@ -40,6 +40,18 @@ class MaskEntry:
     model: str = "pocket"
 
 
+def best_overlap(heat: np.ndarray, exact: np.ndarray) -> float:
+    """The IoU of a map with the exact mask at the best of `THRESHOLDS`: where it is hot, whatever its scale.
+
+    Args:
+        heat: (h, w) in [0, 1].
+        exact: The right mask, (H, W) in [0, 1]; H is a multiple of h, or h is H.
+    """
+    inside, side = (exact > 0.5).astype(np.float32), len(exact)
+    enlarged = np.kron(heat, np.ones((side // len(heat),) * 2)) if len(heat) < side else heat
+    return max(float(mask_iou((enlarged > threshold).astype(np.float32), inside)) for threshold in THRESHOLDS)
+
+
 def measure_mask(found: FoundMask, exact: np.ndarray) -> dict[str, Any]:
     """What a comparison keeps of one mask.
 
@@ -51,12 +63,9 @@ def measure_mask(found: FoundMask, exact: np.ndarray) -> dict[str, Any]:
         Its IoU with the exact mask; the IoU that the map would have with the best of `THRESHOLDS`, which leaves
         localisation alone; the share of the picture that it covers.
     """
-    inside, side = (exact > 0.5).astype(np.float32), len(exact)
-    enlarged = np.kron(found.heat, np.ones((side // len(found.heat),) * 2)) if len(found.heat) < side else found.heat
-    best = max(mask_iou((enlarged > threshold).astype(np.float32), inside) for threshold in THRESHOLDS)
     return {
-        "iou": round(float(mask_iou(found.mask, inside)), 4),
-        "best_iou": round(float(best), 4),
+        "iou": round(float(mask_iou(found.mask, (exact > 0.5).astype(np.float32))), 4),
+        "best_iou": round(best_overlap(found.heat, exact), 4),
         "area": round(float((found.mask > 0.5).mean()), 4),
     }
 

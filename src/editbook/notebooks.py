@@ -109,9 +109,9 @@ def fingerprint(root: Path, notebook: Path) -> str:
     package = root / "src" / "editbook"
     for path in _library(package, code):
         digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
-    weights = package / "weights" / "pocket" / "SHA256SUMS"
-    if weights.is_file():
-        digest.update(weights.read_bytes())
+    weights = package / "weights"
+    for path in sorted([*weights.glob("*/SHA256SUMS"), *weights.glob("*/record.json")]):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -13,7 +13,7 @@ from .blend import (
     square_mask,
 )
 from .difference import clamped_by_mean, noise_difference, without_outliers
-from .find import MASKS, FoundMask, MaskSource, Subject, find_mask
+from .find import MASKS, AttentionMask, DiffEditMask, FoundMask, MaskSource, Subject, find_mask
 from .local_blend import LocalBlend
 from .relevance import RelevanceMask
 from .schedule import shrinking_masks
@@ -24,6 +24,8 @@ __all__ = [
     "BACKGROUNDS",
     "MASKS",
     "AdaIN",
+    "AttentionMask",
+    "DiffEditMask",
     "FoundMask",
     "KeepSource",
     "LocalBlend",

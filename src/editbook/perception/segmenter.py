@@ -26,6 +26,7 @@ from .reader import ReaderNetwork, load_reader
 SIDE = 64  # pixels
 TEXT = 128  # width of the shipped CLIP's texts
 MAPS = 3  # positive clicks, negative clicks, box
+_ASKED = 2 * MAPS  # and of each, what belongs to it
 Seen = dict[str, torch.Tensor]
 """What the reader sees of a picture, see `look_at`."""
 _BLOB = 2.0  # standard deviation of a click's blob, in pixels
@@ -60,9 +61,9 @@ class SegmenterNetwork(nn.Module):
     """From features of a picture and what is asked about it to three masks.
 
     It is a decoder, as Segment Anything's is: the picture is looked at once, by the shipped reader (see `look_at`), and
-    each question costs little. Clicks and the box are maps beside the features. A phrase acts where things are
-    recognised: features are compared with it as CLIP compares pictures and texts, and it scales and shifts their
-    channels.
+    each question costs little. Clicks and the box are maps beside the features, and so is what belongs to them (see
+    `belonging`). A phrase acts where things are recognised: features are compared with it as CLIP compares pictures and
+    texts, and it scales and shifts their channels.
 
     Args:
         width: Channels at 16 x 16 cells.
@@ -74,13 +75,13 @@ class SegmenterNetwork(nn.Module):
         self.enter = nn.Sequential(nn.Conv2d(_COARSE + _MIDDLE, width, 1), Residual(width))
         self.look = nn.Sequential(nn.SiLU(), nn.Conv2d(width, TEXT, 1))
         self.gate = nn.Sequential(nn.Linear(TEXT, width), nn.SiLU(), nn.Linear(width, 2 * width))
-        self.asked = nn.Conv2d(width + MAPS + 1, width, 1)
+        self.asked = nn.Conv2d(width + _ASKED + 1, width, 1)
         self.far = Residual(width)
         self.near = Residual(width)
         self.narrow = nn.Conv2d(width, fine, 1)
-        self.up = nn.Sequential(nn.Conv2d(fine + 2 * _FINE + MAPS + 1, fine, 1), Residual(fine))
+        self.up = nn.Sequential(nn.Conv2d(fine + 2 * _FINE + _ASKED + 1, fine, 1), Residual(fine))
         self.pixels = nn.Sequential(
-            nn.Conv2d(fine // 4 + 6 + MAPS, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, len(LEVELS), 3, padding=1)
+            nn.Conv2d(fine // 4 + 6 + _ASKED, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, len(LEVELS), 3, padding=1)
         )
         self.judge = nn.Sequential(
             nn.Linear(width + len(LEVELS) * (width + 1) + 1, 96), nn.SiLU(), nn.Linear(96, len(LEVELS) + 1)
@@ -112,6 +113,7 @@ class SegmenterNetwork(nn.Module):
         text = self.direction(texts)
         alike = SCALE / 4 * torch.einsum("nchw,nc->nhw", look, text)[:, None].to(features)
         gain, shift = self.gate(SCALE * text.to(features))[..., None, None].chunk(2, 1)
+        maps = torch.cat([maps, belonging(seen["pixels"][:, 3:], maps)], 1)
         maps_32 = functional.max_pool2d(maps, 2)
         maps_16 = functional.max_pool2d(maps_32, 2)
         asked = self.asked(torch.cat([features * (1 + gain) + shift, alike, maps_16], 1))
@@ -146,6 +148,23 @@ def look_at(reader: ReaderNetwork, x: torch.Tensor) -> Seen:
     found = reader.up_fine(torch.cat([_doubled(up_middle), fine], 1))
     masks = reader.pixels(torch.cat([functional.pixel_shuffle(found, 2), x], 1)).softmax(1)
     return {"coarse": coarse, "middle": up_middle, "fine": fine, "found": found, "pixels": torch.cat([x, masks], 1)}
+
+
+def belonging(masks: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+    """Which pixels are of one thing with what was shown: the chance that the reader puts both under one mask.
+
+    A click is a spot; where a second object stands beside, convolutions alone cannot tell how far its own reaches.
+
+    Args:
+        masks: Probabilities of the reader's masks, ground and two objects, (n, 3, h, w); they sum to 1 at each pixel.
+        maps: Clicks and box, (n, 3, h, w).
+
+    Returns:
+        (n, 3, h, w) in [0, 1]; zero where nothing was shown.
+    """
+    weights = maps.flatten(2).to(masks)
+    shown = weights @ masks.flatten(2).transpose(1, 2) / weights.sum(-1, keepdim=True).clamp(min=1e-6)
+    return torch.einsum("nsk,nkhw->nshw", shown, masks).to(maps)
 
 
 def _doubled(x: torch.Tensor) -> torch.Tensor:
