@@ -1,6 +1,7 @@
 """What the library adds to the bare network, as ratios measured in one run (absolute seconds depend on the machine).
 
-Each pair is timed alternately, several rounds, and the medians are compared, so that a busy machine slows both alike.
+Each pair is timed alternately, several rounds, and the medians are compared. Seconds are this process's own on the
+processor, not the clock's: where other programs take turns with it, the clock says more about them.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from editbook.sampling import ClassifierFreeGuidance, Schedule, follow
 
 
 def alternately(one: Callable[[], object], other: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Median seconds of two functions, called in turn."""
+    """Median processor seconds of two functions, called in turn."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds + 1):
         for function, record in zip((one, other), seconds, strict=True):
-            start = time.perf_counter()
+            start = time.process_time()
             function()
-            record.append(time.perf_counter() - start)
+            record.append(time.process_time() - start)
     return statistics.median(seconds[0][1:]), statistics.median(seconds[1][1:])  # the first round warms up
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from .methods import REGISTRY, Method, Request
 from .model import Model
 from .result import Edit
 from .sampling import Callback, Step
+
+_version = cache(version)  # it parses the package's whole metadata each time
 
 
 def edit(
@@ -117,7 +120,7 @@ def edit(
         "model": model.name,
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "versions": {name: version(name) for name in ("editbook", "torch", "diffusers", "transformers")},
+        "versions": {name: _version(name) for name in ("editbook", "torch", "diffusers", "transformers")},
     }
     return result
 

@@ -59,12 +59,15 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return self.unet.device
+        # The U-Net's own `device` and `dtype` walk over all of its modules, which takes longer than one of its layers.
+        device: torch.device = next(self.unet.parameters()).device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """The number format that the model computes in."""
-        return self.unet.dtype
+        dtype: torch.dtype = next(self.unet.parameters()).dtype
+        return dtype
 
     @property
     def factor(self) -> int:

@@ -269,23 +269,22 @@ class Chain:
 @contextmanager
 def _processors(unet: Any, latent_size: tuple[int, int], rows: int, controls: Sequence[Control]) -> Iterator[None]:
     layers = sites(unet, latent_size)
-    before = dict(unet.attn_processors)
     for control in controls:
         if not any(control.wants(site) for site in layers.values()):
             raise EditbookError(
                 f"{type(control).__name__} matches none of the {len(layers)} attention layers; their resolutions are "
                 f"{sorted({site.resolution for site in layers.values()}, reverse=True)}."
             )
-    after = dict(before)
-    for name, site in layers.items():
-        wanted = [control for control in controls if control.wants(site)]
-        if wanted:
-            after[name] = _Controlled(site, wanted, before[name], rows)
-    unet.set_attn_processor(after)
-    try:
+    # Only layers that are wanted are touched: `set_attn_processor` walks over the whole U-Net, and score distillation
+    # attaches a control twice in each of its updates.
+    with ExitStack() as stack:
+        for name, site in layers.items():
+            wanted = [control for control in controls if control.wants(site)]
+            if wanted:
+                layer = unet.get_submodule(name.removesuffix(".processor"))
+                stack.callback(layer.set_processor, layer.processor)
+                layer.set_processor(_Controlled(site, wanted, layer.processor, rows))
         yield
-    finally:
-        unet.set_attn_processor(before)
 
 
 class _Controlled:

@@ -108,7 +108,8 @@ class Method:
     @classmethod
     def options(cls) -> dict[str, Any]:
         """Every option with its default."""
-        return {item.name: getattr(cls(), item.name) for item in dataclasses.fields(cls)}
+        default = cls()
+        return {item.name: getattr(default, item.name) for item in dataclasses.fields(cls)}
 
     @classmethod
     def configured(cls, **options: Any) -> Method:

@@ -67,7 +67,6 @@ class PocketGrounder:
         return boxes, np.array([score for score, _, _ in found], np.float32), [phrase for _, _, phrase in found]
 
 
-@lru_cache(maxsize=1)  # a method asks for it by name at each edit
 def _detector(name: str) -> tuple[Any, Any]:
     from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
@@ -125,6 +124,7 @@ class DinoGrounder:
         return boxes[order], scores[order], [str(phrases[k]) for k in order]
 
 
+@lru_cache(maxsize=2)  # a method asks for it by name at each edit; the stand-in, and a real one
 def load_grounder(name: str | Path = "pocket", device: str = "cpu") -> Grounder:
     """A grounder by name.
 

@@ -342,7 +342,6 @@ class PocketSegmenter:
         return exclusive(found[good], of[good])
 
 
-@lru_cache(maxsize=1)  # a method asks for it by name at each edit
 def _sam(name: str) -> tuple[Any, Any]:
     from transformers import SamModel, SamProcessor
 
@@ -433,6 +432,7 @@ class SamSegmenter:
         return exclusive(np.concatenate(found), np.concatenate(of))
 
 
+@lru_cache(maxsize=2)  # a method asks for it by name at each edit; the stand-in, and a real one
 def load_segmenter(name: str | Path = "pocket", device: str = "cpu") -> Segmenter:
     """A segmenter by name.
 
