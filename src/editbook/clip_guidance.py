@@ -49,7 +49,10 @@ class ClipDistance:
 
     def fit(self, pictures: torch.Tensor) -> torch.Tensor:
         """Pictures (n, 3, H, W) averaged down to CLIP's size."""
-        return functional.adaptive_avg_pool2d(pictures, self.clip.config.vision_config.image_size)
+        side = self.clip.config.vision_config.image_size
+        if pictures.shape[-2:] == (side, side):  # torch would average every pixel with itself, and go back through it
+            return pictures
+        return functional.adaptive_avg_pool2d(pictures, side)
 
     def __call__(self, pictures: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """The distance of each picture, (n,).
