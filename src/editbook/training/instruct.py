@@ -34,7 +34,7 @@ from .loop import Plan, Recipe, compiled, train
 from .stream import EditStream
 from .unet import LatentPool, build_scheduler, contact_sheet, need, noise_weight
 
-SIZE = 4_400_000
+SIZE = 6_600_000
 """Bytes of the shipped difference from the base U-Net."""
 PHRASINGS = 2
 """Phrasings of each instruction that are trained; the third is kept for tests of wording."""
