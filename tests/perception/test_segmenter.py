@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from editbook.errors import EditbookError
 from editbook.masks import find_mask
@@ -15,7 +16,7 @@ from editbook.model import SHIPPED
 from editbook.perception import PocketSegmenter, SceneOracle, load_segmenter
 from editbook.perception.base import box_of, exclusive, iou
 from editbook.perception.oracle import levels
-from editbook.perception.segmenter import SegmenterNetwork, load_network, prompt_maps
+from editbook.perception.segmenter import SegmenterNetwork, belonging, load_network, prompt_maps
 from editbook.pocket import Scene, Thing, sample_held_out
 from editbook.widgets import mask_painter
 
@@ -116,6 +117,19 @@ def test_maps_put_a_click_into_its_pixel():
     assert maps[0].max() == maps[1].max() == 1
     assert maps[2].sum() == 64
     assert maps[2, 4:12, 8:16].all()
+
+
+def test_what_belongs_to_a_click_is_all_that_the_reader_puts_under_its_mask():
+    masks = torch.zeros(1, 3, 64, 64)  # ground, an object at the left, one at the right
+    masks[0, 1, 20:40, 5:30] = masks[0, 2, 20:40, 30:60] = 1
+    masks[0, 0] = 1 - masks[0, 1:].sum(0)
+    on_left = prompt_maps(np.array([[15.0, 30.0]]), np.ones(1), np.array([30, 20, 60, 40]))
+    found = belonging(masks, torch.from_numpy(on_left)[None])[0]
+    assert torch.allclose(found[0], masks[0, 1], atol=1e-3)  # a blob reaches a little farther than its object
+    assert not found[1].any()  # there was no negative click
+    assert torch.allclose(found[2], masks[0, 2])
+    assert found.min() >= 0
+    assert found.max() <= 1
 
 
 def test_the_better_mask_keeps_what_two_share():
