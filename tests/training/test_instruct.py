@@ -73,7 +73,7 @@ def test_what_is_saved_loads_and_is_what_was_trained(run, pocket_model):
     assert model.takes_image
     assert model.folder == pocket_model.folder
     assert model.clip is not None
-    assert (folder / "delta.safetensors").stat().st_size < 1.05 * instruct.SIZE
+    assert (folder / "delta.safetensors").stat().st_size < 1.02 * instruct.SIZE
     record = json.loads((folder / "record.json").read_text())
     assert record["samples"] == 64
     tasks = list(editbook.pocket.bench())[:77:7]
