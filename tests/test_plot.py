@@ -15,8 +15,10 @@ from PIL import Image
 
 import editbook
 from editbook import plot
+from editbook.bench import drawn_tasks
 from editbook.errors import EditbookError
 from editbook.inversion import Gap
+from editbook.pocket import bench
 
 HEAT = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
 
@@ -123,6 +125,31 @@ def test_the_front_of_a_scatter_is_what_nothing_beats():
     line = axis.lines[-1]
     assert list(zip(*line.get_data(), strict=True)) == [points["cheap"], points["good"]]
     assert {text.get_text() for text in axis.texts} == set(points)
+
+
+def test_names_of_a_scatter_cover_neither_each_other_nor_a_point():
+    points = {f"an entry of the table {k}": (100.0 + 5 * (k // 2), 0.9 + 0.004 * (k % 2)) for k in range(5)}
+    points["far away"] = (1000.0, 0.2)
+    figure = plot.scatter(points, "NFE", "success")
+    figure.draw_without_rendering()
+    axis = figure.axes[0]
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert all(not box.count_overlaps(boxes[:k]) for k, box in enumerate(boxes))
+    at = axis.transData.transform(list(points.values()))
+    assert not any(box.contains(*point) for box in boxes for point in at)
+    assert all(axis.bbox.x0 <= box.x0 and box.x1 <= axis.bbox.x1 for box in boxes)
+
+
+def test_tasks_stand_between_source_and_truth_and_a_refused_one_is_white(picture):
+    tasks = [bench().task(name) for name in drawn_tasks(1)[:2]]
+    made = {"an-entry": {tasks[0].id: picture}, "other": {task.id: picture for task in tasks}}
+    figure = plot.task_grid(tasks, made)
+    assert titles(figure)[:4] == [tasks[0].edit_type, "an-\nentry", "other", "exact truth"]
+    shown = [np.asarray(axis.images[0].get_array()) for axis in figure.axes]
+    assert np.array_equal(shown[4], np.asarray(tasks[1].source_image))
+    assert (shown[5] == 1).all()
+    assert np.array_equal(shown[7], np.asarray(tasks[1].truth))
+    assert figure.axes[7].spines["left"].get_edgecolor() == to_rgba(plot.TRUTH)
 
 
 def test_correspondences_join_the_points_of_two_pictures_of_any_size(picture):

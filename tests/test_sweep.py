@@ -26,6 +26,7 @@ from editbook.bench import (
     sweep,
     table,
     texts_for,
+    ticks_table,
 )
 from editbook.cli import main
 from editbook.errors import EditbookError
@@ -175,6 +176,14 @@ def test_ticks_are_shares_of_the_types_that_a_column_means():
     assert {kind for kinds in SURVEY_TYPES.values() for kind in kinds} <= set(TYPES)
     columns = {column for method in REGISTRY.values() for column in method.card.edit_types}
     assert columns <= set(SURVEY_TYPES)
+
+
+def test_the_table_of_ticks_has_the_printed_one_beside_the_share():
+    records = [{"type": "change pose", "changed": True, "kept": True}, {"type": "change pose", "refused": "why"}]
+    head, _, row = ticks_table({"mine": records}, [Entry("mine", "masactrl")]).splitlines()
+    cells = dict(zip(head.split(" | "), row.split(" | "), strict=True))
+    assert cells["non-rigid"] == "✓ 100%"
+    assert cells["style"] == "· –"
 
 
 def test_a_task_that_the_method_refuses_is_recorded_and_the_sweep_goes_on(random_model, monkeypatch, tmp_path):

@@ -315,6 +315,25 @@ def table(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def ticks_table(records: Mapping[str, Sequence[Mapping[str, Any]]], entries: Iterable[Entry]) -> str:
+    """The survey's Table 1 beside what was measured, as Markdown: its tick, and the share of edits that succeed.
+
+    Args:
+        records: Of each entry, in the order of rows.
+        entries: The suite's, which say what method each is.
+    """
+    methods = {entry.name: REGISTRY[entry.method] for entry in entries}
+    lines = ["| method | " + " | ".join(SURVEY_TYPES) + " |", "| --- " + "| :---: " * len(SURVEY_TYPES) + "|"]
+    for name, found in records.items():
+        printed = methods[name].card.edit_types
+        cells = (
+            f"{'✓' if column in printed else '·'} {'–' if math.isnan(share) else format(share, '.0%')}"
+            for column, share in measured_ticks(found).items()
+        )
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 P2P = {"guidance_scale": 7.5, "cross_replace": 0.4, "self_replace": 0.6}
 """Prompt-to-Prompt as PIE-Bench's own runs set it: what differs between the entries is the inversion alone."""
 
@@ -386,7 +405,7 @@ SUITES: dict[str, tuple[Entry, ...]] = {
         Entry("img2img", "img2img", SHORT, mask=True),
         Entry("diffedit", "diffedit", SHORT),
         Entry("diffedit-exact", "diffedit", SHORT, mask=True),
-        # The paper draws 32 results with 100 steps each; a quarter of the steps and four results are half a minute.
+        # The paper draws 32 results with 100 steps each; a quarter of the steps and four results are ten seconds.
         Entry("blended-diffusion", "blended-diffusion", {"steps": 25, "candidates": 4}, mask=True),
         Entry("blended-latent-diffusion", "blended-latent-diffusion", SHORT, mask=True),
         Entry("pfb-diff", "pfb-diff", SHORT, mask=True),

@@ -47,9 +47,8 @@ def best_overlap(heat: np.ndarray, exact: np.ndarray) -> float:
         heat: (h, w) in [0, 1].
         exact: The right mask, (H, W) in [0, 1]; H is a multiple of h, or h is H.
     """
-    inside, side = (exact > 0.5).astype(np.float32), len(exact)
-    enlarged = np.kron(heat, np.ones((side // len(heat),) * 2)) if len(heat) < side else heat
-    return max(float(mask_iou((enlarged > threshold).astype(np.float32), inside)) for threshold in THRESHOLDS)
+    enlarged = np.kron(heat, np.ones((len(exact) // len(heat),) * 2))
+    return max(mask_iou((enlarged > threshold).astype(np.float32), exact) for threshold in THRESHOLDS)
 
 
 def measure_mask(found: FoundMask, exact: np.ndarray) -> dict[str, Any]:
@@ -64,7 +63,7 @@ def measure_mask(found: FoundMask, exact: np.ndarray) -> dict[str, Any]:
         localisation alone; the share of the picture that it covers.
     """
     return {
-        "iou": round(float(mask_iou(found.mask, (exact > 0.5).astype(np.float32))), 4),
+        "iou": round(mask_iou(found.mask, exact), 4),
         "best_iou": round(best_overlap(found.heat, exact), 4),
         "area": round(float((found.mask > 0.5).mean()), 4),
     }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from .errors import EditbookError
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
     from .attention import AttentionMaps
     from .inversion import Gap
+    from .pocket import BenchTask
     from .result import Edit
 
 TRUTH = "#1a7f37"
@@ -87,6 +91,24 @@ def edit_row(edit: Edit, truth: Image.Image | None = None) -> Figure:
         row.append(("exact truth", truth))
     titles, images = zip(*row, strict=True)
     return pictures(images, titles, truth=[len(row) - 1] if truth is not None else ())
+
+
+def task_grid(tasks: Sequence[BenchTask], made: Mapping[str, Mapping[str, Any]], *, side: float = 0.95) -> Figure:
+    """A row for each task: the source, what each entry made of it, and the exact truth.
+
+    Args:
+        tasks: What was asked for.
+        made: Of each entry, its pictures by the id of the task. White stands where it has none: it refused the task.
+        side: Inches of one picture.
+    """
+    shown: list[Any] = []
+    titles: list[str] = []
+    for task in tasks:
+        none = np.ones((task.source_image.height, task.source_image.width))
+        shown += [task.source_image, *(found.get(task.id, none) for found in made.values()), task.truth]
+        titles += [task.edit_type, *(name.replace("-", "-\n", 1) for name in made), "exact truth"]
+    width = len(made) + 2
+    return pictures(shown, titles, columns=width, truth=range(width - 1, len(shown), width), side=side)
 
 
 def overlay(heat_map: np.ndarray, image: Image.Image, opacity: float = 0.65) -> Image.Image:
@@ -212,13 +234,43 @@ def scatter(points: dict[str, tuple[float, float]], xlabel: str, ylabel: str, *,
     ]
     for name, (x, y) in points.items():
         axis.plot(x, y, "o", color=TRUTH if name in best and front else "C0")
-        axis.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7.5)
     if front:
         line = sorted(points[name] for name in best)
         axis.plot(*zip(*line, strict=True), "-", color=TRUTH, alpha=0.5, linewidth=1)
     axis.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
+    axis.margins(0.12)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.grid(alpha=0.3)
+    _label(figure, axis, points)
     return _done(figure)
+
+
+# Where a label may stand from its point, in points, the first that is free: right, left, above, below.
+_PLACES = [
+    (x, y, side)
+    for y in (4, -4, 11, -11, 20, -20, 30, -30, 40, -40)
+    for x, side in ((6, "left"), (-6, "right"), (0, "center"))
+    if abs(y) > 10 or x
+]
+
+
+def _label(figure: Figure, axis: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Names beside points so that they cover neither each other nor a point, as far as there is room."""
+    figure.draw_without_rendering()
+    dots = axis.transData.transform(list(points.values()))
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in dots]
+    for name, at in points.items():
+        label = axis.annotate(name, at, (0, 0), textcoords="offset points", fontsize=7.5, va="center")
+        label.set_in_layout(False)  # or the axes would shrink, and all be moved, for it
+        label.set_path_effects([withStroke(linewidth=2, foreground="white")])
+        for x, y, side in _PLACES:
+            label.set(position=(x, y), ha=side)
+            box = label.get_window_extent()
+            if axis.bbox.containsx(box.x0) and axis.bbox.containsx(box.x1) and not box.count_overlaps(taken):
+                break
+        taken.append(label.get_window_extent())
 
 
 def matrix(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str = "") -> Figure:

@@ -207,6 +207,13 @@ def test_the_object_has_to_be_in_the_caption_and_it_to_be_one():
         RuleParser().parse("paint it red", two)
 
 
+def test_a_third_object_is_refused_with_the_caption_that_it_was_read_from():
+    two = "a photo of a cat and a dog on the beach"
+    for instruction in ("add an owl", "put an owl next to the cat", "place a red car next to it"):
+        with pytest.raises(EditbookError, match="'a photo of a cat and a dog on the beach' names two objects"):
+            RuleParser().parse(instruction, two)
+
+
 @pytest.mark.parametrize(
     ("instruction", "caption", "parsed"),
     [

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..attention import Capture, heights, tokens_of
+from ..attention import AttentionMaps, Capture, heights, tokens_of
 from ..errors import EditbookError, check_options, unknown
 from ..images import as_image, fit
 from ..model import Model
@@ -160,9 +160,8 @@ class AttentionMask(MaskSource):
     steps: int = 20
     levels: int = 1
 
-    def __call__(self, model: Model, subject: Subject, argument: str) -> np.ndarray:
-        """The word's map."""
-        tokens_of(model.tokenizer, subject.source, argument)  # a word that is not there is better known now
+    def maps(self, model: Model, subject: Subject) -> AttentionMaps:
+        """Cross-attention of every word of the source prompt at every step of the inversion."""
         found = heights(model.unet, model.latent_shape[1])
         levels = (found[1:] or found)[: self.levels]
         if not levels:
@@ -171,7 +170,12 @@ class AttentionMask(MaskSource):
         guidance = ClassifierFreeGuidance(model.embed(subject.source))
         path = Schedule(model.scheduler, self.steps).inversion()
         follow(model, model.encode(subject.image), path, guidance, attention=capture)
-        return capture.maps(model.tokenizer, [subject.source]).map(argument, size=model.latent_shape[1])
+        return capture.maps(model.tokenizer, [subject.source])
+
+    def __call__(self, model: Model, subject: Subject, argument: str) -> np.ndarray:
+        """The word's map."""
+        tokens_of(model.tokenizer, subject.source, argument)  # a word that is not there is better known now
+        return self.maps(model, subject).map(argument, size=model.latent_shape[1])
 
 
 def parse_name(text: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from ..pocket import ACCESSORIES, COLOURS, MATERIALS, OBJECTS, Scene, Thing, gra
 from ..pocket.edits import Change
 from ..pocket.sprites import sprite
 from .base import loaded
+from .reader import SLOTS
 
 
 class Parsed(NamedTuple):
@@ -168,6 +169,8 @@ class RuleParser:
         change, word = self.change(instruction, scene)
         segment = {"change background": "background", "change style": "picture"}.get(change.kind, word)
         if scene is not None:
+            if change.kind == "add object" and len(scene.objects) == SLOTS:
+                raise self._lost(instruction, f"{caption!r} names two objects, and the pocket world holds no third")
             source, target = caption or "", _changed(scene, change).caption()
         elif caption:
             source, target = caption, _in_text(caption, change, word)

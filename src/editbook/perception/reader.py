@@ -23,6 +23,7 @@ from ..errors import EditbookError
 from ..images import as_image
 from ..model import SHIPPED
 from ..pocket import ACCESSORIES, BACKGROUNDS, COLOURS, MATERIALS, OBJECTS, POSES, STYLES
+from .layers import Residual, doubled, mean_under
 
 SLOTS = 2  # objects in a scene, from left to right
 SIDE = 64  # pixels
@@ -41,22 +42,6 @@ SCENE_HEADS: dict[str, tuple[str, ...]] = {"background": BACKGROUNDS, "style": S
 """What is read of the whole picture."""
 
 
-class _Residual(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.GroupNorm(8, width),
-            nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.GroupNorm(8, width),
-            nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1),
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.layers(x)
-
-
 class ReaderNetwork(nn.Module):
     """A small U-Net that segments the objects, and reads each one from the features under its mask.
 
@@ -68,15 +53,15 @@ class ReaderNetwork(nn.Module):
         super().__init__()
         fine, middle, coarse = widths
         self.stem = nn.Conv2d(3, fine, 4, stride=2, padding=1)
-        self.fine = nn.Sequential(_Residual(fine), _Residual(fine))
-        self.middle = nn.Sequential(nn.Conv2d(fine, middle, 2, stride=2), _Residual(middle), _Residual(middle))
+        self.fine = nn.Sequential(Residual(fine), Residual(fine))
+        self.middle = nn.Sequential(nn.Conv2d(fine, middle, 2, stride=2), Residual(middle), Residual(middle))
         self.coarse = nn.Sequential(
-            nn.Conv2d(middle, coarse, 2, stride=2), _Residual(coarse), _Residual(coarse), _Residual(coarse)
+            nn.Conv2d(middle, coarse, 2, stride=2), Residual(coarse), Residual(coarse), Residual(coarse)
         )
-        self.up_middle = nn.Sequential(nn.Conv2d(coarse + middle, middle, 1), _Residual(middle))
-        self.up_fine = nn.Sequential(nn.Conv2d(middle + fine, fine, 1), _Residual(fine))
+        self.up_middle = nn.Sequential(nn.Conv2d(coarse + middle, middle, 1), Residual(middle))
+        self.up_fine = nn.Sequential(nn.Conv2d(middle + fine, fine, 1), Residual(fine))
         self.pixels = nn.Sequential(
-            nn.Conv2d(fine // 4 + 3, 32, 3, padding=1), _Residual(32), nn.SiLU(), nn.Conv2d(32, 1 + SLOTS, 1)
+            nn.Conv2d(fine // 4 + 3, 32, 3, padding=1), Residual(32), nn.SiLU(), nn.Conv2d(32, 1 + SLOTS, 1)
         )
         pooled = 2 * middle + coarse
         self.objects = nn.Sequential(nn.Linear(pooled, 256), nn.SiLU())
@@ -98,8 +83,8 @@ class ReaderNetwork(nn.Module):
         fine = self.fine(self.stem(x))
         middle = self.middle(fine)
         coarse = self.coarse(middle)
-        up_middle = self.up_middle(torch.cat([_doubled(coarse), middle], 1))
-        up_fine = self.up_fine(torch.cat([_doubled(up_middle), fine], 1))
+        up_middle = self.up_middle(torch.cat([doubled(coarse), middle], 1))
+        up_fine = self.up_fine(torch.cat([doubled(up_middle), fine], 1))
         pixels = self.pixels(torch.cat([functional.pixel_shuffle(up_fine, 2), x], 1))
         if masks is None:
             masks = pixels.float().softmax(1)[:, 1:].detach()
@@ -112,14 +97,9 @@ class ReaderNetwork(nn.Module):
         }
 
 
-def _doubled(x: torch.Tensor) -> torch.Tensor:
-    return functional.interpolate(x, scale_factor=2.0, mode="nearest")
-
-
 def _under(features: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Mean features under each mask, (n, slots, channels); the mean over the picture where a mask is empty."""
-    weights = functional.adaptive_avg_pool2d(masks, features.shape[-1]).to(features).flatten(2) + 1e-3
-    return weights @ features.flatten(2).transpose(1, 2) / weights.sum(-1, keepdim=True)
+    return mean_under(features, functional.adaptive_avg_pool2d(masks, features.shape[-1]).to(features) + 1e-3)
 
 
 @dataclass(frozen=True)

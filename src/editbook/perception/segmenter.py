@@ -21,6 +21,7 @@ from ..errors import EditbookError
 from ..images import as_image
 from ..model import SHIPPED, verify
 from .base import LEVELS, Picture, Segmenter, check_boxes, check_prompts, exclusive, loaded
+from .layers import Residual, doubled, mean_under
 from .reader import ReaderNetwork, load_reader
 
 SIDE = 64  # pixels
@@ -32,29 +33,6 @@ Seen = dict[str, torch.Tensor]
 _BLOB = 2.0  # standard deviation of a click's blob, in pixels
 SCALE = 16.0  # of cosine similarities
 _COARSE, _MIDDLE, _FINE = 160, 96, 48  # the reader's widths
-
-
-class Residual(nn.Module):
-    """Two convolutions beside the identity.
-
-    Args:
-        width: Channels, a multiple of 8.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.GroupNorm(8, width),
-            nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.GroupNorm(8, width),
-            nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1),
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The same shape."""
-        return x + self.layers(x)
 
 
 class SegmenterNetwork(nn.Module):
@@ -108,7 +86,7 @@ class SegmenterNetwork(nn.Module):
             "masks" (n, 3, 64, 64); "ious" (n, 3), logits of each mask's IoU with the truth; "presence" (n,), whether
             there is what was asked for; "look" (n, 128, 16, 16), the features that are compared with texts.
         """
-        features = self.enter(torch.cat([_doubled(seen["coarse"]), seen["middle"]], 1))
+        features = self.enter(torch.cat([doubled(seen["coarse"]), seen["middle"]], 1))
         look = functional.normalize(self.look(features).float(), dim=1)
         text = self.direction(texts)
         alike = SCALE / 4 * torch.einsum("nchw,nc->nhw", look, text)[:, None].to(features)
@@ -117,15 +95,14 @@ class SegmenterNetwork(nn.Module):
         maps_32 = functional.max_pool2d(maps, 2)
         maps_16 = functional.max_pool2d(maps_32, 2)
         asked = self.asked(torch.cat([features * (1 + gain) + shift, alike, maps_16], 1))
-        asked = self.near(asked + _doubled(self.far(functional.avg_pool2d(asked, 2))))
-        up = _doubled(torch.cat([self.narrow(asked), alike], 1))
+        asked = self.near(asked + doubled(self.far(functional.avg_pool2d(asked, 2))))
+        up = doubled(torch.cat([self.narrow(asked), alike], 1))
         up = self.up(torch.cat([up, seen["fine"], seen["found"], maps_32], 1))
         masks = self.pixels(torch.cat([functional.pixel_shuffle(up, 2), seen["pixels"], maps], 1))
-        inside = functional.adaptive_avg_pool2d(masks.float().detach().sigmoid(), asked.shape[-1]).flatten(2)
-        inside = inside.to(asked)
-        under = inside @ asked.flatten(2).transpose(1, 2) / (inside.sum(-1, keepdim=True) + 0.5)
+        inside = functional.adaptive_avg_pool2d(masks.float().detach().sigmoid(), asked.shape[-1]).to(asked)
+        under = mean_under(asked, inside, floor=0.5)
         best = alike.flatten(1).amax(1, keepdim=True)
-        judged = self.judge(torch.cat([asked.mean((2, 3)), under.flatten(1), inside.amax(-1), best], 1))
+        judged = self.judge(torch.cat([asked.mean((2, 3)), under.flatten(1), inside.amax((2, 3)), best], 1))
         return {"masks": masks, "ious": judged[:, :-1], "presence": judged[:, -1], "look": look}
 
 
@@ -144,8 +121,8 @@ def look_at(reader: ReaderNetwork, x: torch.Tensor) -> Seen:
     fine = reader.fine(reader.stem(x))
     middle = reader.middle(fine)
     coarse = reader.coarse(middle)
-    up_middle = reader.up_middle(torch.cat([_doubled(coarse), middle], 1))
-    found = reader.up_fine(torch.cat([_doubled(up_middle), fine], 1))
+    up_middle = reader.up_middle(torch.cat([doubled(coarse), middle], 1))
+    found = reader.up_fine(torch.cat([doubled(up_middle), fine], 1))
     masks = reader.pixels(torch.cat([functional.pixel_shuffle(found, 2), x], 1)).softmax(1)
     return {"coarse": coarse, "middle": up_middle, "fine": fine, "found": found, "pixels": torch.cat([x, masks], 1)}
 
@@ -162,13 +139,8 @@ def belonging(masks: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
     Returns:
         (n, 3, h, w) in [0, 1]; zero where nothing was shown.
     """
-    weights = maps.flatten(2).to(masks)
-    shown = weights @ masks.flatten(2).transpose(1, 2) / weights.sum(-1, keepdim=True).clamp(min=1e-6)
+    shown = mean_under(masks, maps, floor=1e-6)
     return torch.einsum("nsk,nkhw->nshw", shown, masks).to(maps)
-
-
-def _doubled(x: torch.Tensor) -> torch.Tensor:
-    return functional.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 def prompt_maps(points: np.ndarray, labels: np.ndarray, box: np.ndarray | None) -> np.ndarray:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from ..perception.base import LEVELS, box_of
+from ..perception.layers import mean_under
 from ..perception.oracle import levels
 from ..perception.reader import load_reader
 from ..perception.segmenter import (
@@ -268,8 +269,7 @@ def naming_loss(
         parts: Exact masks (n, 2, 64, 64).
         labels: From `name_labels`.
     """
-    weights = functional.adaptive_avg_pool2d(parts, look.shape[-1]).flatten(2)
-    under = weights @ look.flatten(2).transpose(1, 2) / (weights.sum(-1, keepdim=True) + 1e-3)
+    under = mean_under(look, functional.adaptive_avg_pool2d(parts, look.shape[-1]), floor=1e-3)
     directions = network.direction(names().to(look.device).flatten(0, 1)).unflatten(0, (len(OBJECTS), len(LOOKS)))
     alike = SCALE * torch.einsum("nsc,wlc->nswl", under, directions)
     words, looks = labels.unbind(-1)
