@@ -145,11 +145,16 @@ def agreement(readings: Sequence[Reading], shown: Sequence[Scene]) -> dict[str, 
 
 
 def drawing(model: Model, reader: Reader, count: int) -> list[Figure]:
-    """What a reader finds in samples of held-out prompts, and in the autoencoder's pictures of the same scenes."""
+    """Samples of held-out prompts, and the autoencoder's pictures of the same scenes, which no sample can beat.
+
+    Of both: what a reader finds in them, and their Frechet distance to the rendered scenes in pocket-CLIP features.
+    """
     shown = scenes(count)
-    drawn = agreement(reader(samples(model, [scene.caption() for scene in shown])), shown)
-    exact = agreement(reader(round_trips(model, [scene.image(model.image_size) for scene in shown])), shown)
-    return [
+    rendered = [scene.image(model.image_size) for scene in shown]
+    returned = round_trips(model, rendered)
+    sampled = samples(model, [scene.caption() for scene in shown])
+    drawn, exact = (agreement(reader(pictures), shown) for pictures in (sampled, returned))
+    figures = [
         figure
         for name, bar in _READ_BARS.items()
         if drawn[name]
@@ -157,6 +162,13 @@ def drawing(model: Model, reader: Reader, count: int) -> list[Figure]:
             Figure(f"samples read, {name}", float(np.mean(drawn[name])), bar, count=len(drawn[name])),
             Figure(f"autoencoder's pictures read, {name}", float(np.mean(exact[name])), count=len(exact[name])),
         )
+    ]
+    tower = pocket_clip()
+    floor, distance = (fid(pictures, rendered, tower=tower).value for pictures in (returned, sampled))
+    return [
+        *figures,
+        Figure("pocket-FID of the autoencoder's pictures", floor, count=count),
+        Figure("pocket-FID of samples", distance, 3 * floor, at_most=True, count=count),
     ]
 
 
@@ -168,19 +180,6 @@ def reading(reader: Reader, count: int) -> list[Figure]:
     return [
         Figure(f"reader, {name}", value, _READER_BARS.get(name), count=count)
         for name, value in measure_reader(reader.network, count).items()
-    ]
-
-
-def distances(model: Model, count: int) -> list[Figure]:
-    """Frechet distance of samples, and of the autoencoder's pictures, to rendered scenes, in pocket-CLIP features."""
-    shown = scenes(count)
-    rendered = [scene.image(model.image_size) for scene in shown]
-    tower = pocket_clip()
-    floor = fid(round_trips(model, rendered), rendered, tower=tower).value
-    value = fid(samples(model, [scene.caption() for scene in shown]), rendered, tower=tower).value
-    return [
-        Figure("pocket-FID of the autoencoder's pictures", floor, count=count),
-        Figure("pocket-FID of samples", value, 3 * floor, at_most=True, count=count),
     ]
 
 
@@ -268,7 +267,7 @@ def report(model: Model, destination: Path, *, count: int = 256) -> list[Figure]
     Args:
         model: The model, with its folder.
         destination: Folder for `report.json`.
-        count: Pictures for each mean; a quarter as many edits and inversions, eight times as many for distances.
+        count: Pictures for each mean; a quarter as many edits and inversions, eight times as many samples.
     """
     folder = writable_folder(destination)
     reader = load_reader()
@@ -278,9 +277,8 @@ def report(model: Model, destination: Path, *, count: int = 256) -> list[Figure]
         lambda: reading(reader, 4 * count),
         lambda: pointing(model, count),
         lambda: inverting(model, max(count // 4, 1)),
-        lambda: drawing(model, reader, count),
         lambda: swapping(model, reader, max(count // 4, 1)),
-        lambda: distances(model, 8 * count),
+        lambda: drawing(model, reader, 8 * count),
     ]
     figures: list[Figure] = []
     for part in parts:
