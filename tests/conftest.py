@@ -100,6 +100,28 @@ def fitting():
 
 
 @pytest.fixture(scope="session")
+def pipeline_around():
+    """From a class of diffusers' pipelines and a model to that pipeline on the model's own parts."""
+
+    def build(pipeline_class, model, scheduler=None, **parts):
+        pipeline = pipeline_class(
+            vae=model.vae,
+            text_encoder=model.text_encoder,
+            tokenizer=model.tokenizer,
+            unet=model.unet,
+            scheduler=scheduler or copy.deepcopy(model.scheduler),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+            **parts,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return build
+
+
+@pytest.fixture(scope="session")
 def picture():
     """A picture with edges and colours, 64 x 64."""
     rng = np.random.default_rng(0)

@@ -86,15 +86,12 @@ def test_a_model_of_v_that_sees_a_picture(instruct_model64, picture):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_same_as_diffusers(instruct_model64, picture):
+def test_same_as_diffusers(instruct_model64, picture, pipeline_around):
     """Same start, same DDIM steps, same scales; the scheduler is fed ours."""
     from diffusers import StableDiffusionInstructPix2PixPipeline
 
     model = instruct_model64
-    pipeline = StableDiffusionInstructPix2PixPipeline(
-        model.vae, model.text_encoder, model.tokenizer, model.unet, model.scheduler, None, None, None, False
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = pipeline_around(StableDiffusionInstructPix2PixPipeline, model)
     theirs = pipeline(
         INSTRUCTION,
         image=picture,

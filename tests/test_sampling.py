@@ -134,19 +134,9 @@ def test_bad_schedules_raise(scheduler):
         schedule.inversion("nxt")
 
 
-def test_guided_sampling_equals_the_pipeline_of_diffusers(random_model64):
+def test_guided_sampling_equals_the_pipeline_of_diffusers(random_model64, pipeline_around):
     model = random_model64
-    pipeline = StableDiffusionPipeline(
-        vae=model.vae,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        unet=model.unet,
-        scheduler=copy.deepcopy(model.scheduler),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = pipeline_around(StableDiffusionPipeline, model)
     z_T = model.random_latent(3)
     theirs = pipeline(
         [SOURCE], num_inference_steps=8, guidance_scale=7.5, latents=z_T.clone(), output_type="latent"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -34,21 +32,11 @@ def run(model, image, steps=5, seed=0, **options):
 
 
 @pytest.mark.parametrize("strength", [0.4, 1.0])
-def test_it_equals_the_pipeline_of_diffusers(random_model64, picture, monkeypatch, strength):
+def test_it_equals_the_pipeline_of_diffusers(random_model64, picture, pipeline_around, monkeypatch, strength):
     model = random_model64
     noise = model.random_latent(3)
     monkeypatch.setattr(pipeline_module, "randn_tensor", lambda *_, **__: noise)
-    pipeline = StableDiffusionImg2ImgPipeline(
-        vae=model.vae,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        unet=model.unet,
-        scheduler=copy.deepcopy(model.scheduler),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = pipeline_around(StableDiffusionImg2ImgPipeline, model)
     theirs = pipeline(
         [TARGET],
         image=model.encode(picture),

@@ -214,7 +214,7 @@ def test_masks_find_the_object_and_keep_the_rest(pocket_model):
     assert sum(outside["intersect"]) > sum(outside["none"]) + 3
 
 
-def test_the_pipeline_of_diffusers_does_not_bring_the_picture_back(pocket_model):
+def test_the_pipeline_of_diffusers_does_not_bring_the_picture_back(pocket_model, pipeline_around):
     """Its last step ends at sigma 0, where no noise can be extracted, and begins far above timestep 1."""
     from diffusers import DPMSolverMultistepScheduler, LEditsPPPipelineStableDiffusion
 
@@ -222,10 +222,7 @@ def test_the_pipeline_of_diffusers_does_not_bring_the_picture_back(pocket_model)
     scheduler = DPMSolverMultistepScheduler.from_config(
         model.scheduler.config, algorithm_type="sde-dpmsolver++", solver_order=2
     )
-    pipeline = LEditsPPPipelineStableDiffusion(
-        model.vae, model.text_encoder, model.tokenizer, model.unet, scheduler, None, None, requires_safety_checker=False
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = pipeline_around(LEditsPPPipelineStableDiffusion, model, scheduler)
     before = dict(model.unet.attn_processors)
     try:
         pipeline.invert(task.source_image, num_inversion_steps=10, generator=torch.Generator().manual_seed(0))

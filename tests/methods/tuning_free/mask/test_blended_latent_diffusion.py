@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from itertools import pairwise
 
 import numpy as np
@@ -32,40 +31,35 @@ def edit(model, picture, **options):
     return editbook.edit(model, picture, "blended-latent-diffusion", **settings, callbacks=[seen.append]), seen
 
 
-def inpainted(model, picture, monkeypatch, noise, **options):
+@pytest.fixture
+def inpainted(pipeline_around, monkeypatch):
     """The final latent of diffusers' pipeline with the same noise, and the posterior's mean instead of a sample."""
-    z_0 = model.encode(picture)
-    monkeypatch.setattr(pipeline_module, "randn_tensor", lambda *_, **__: noise)
-    monkeypatch.setattr(StableDiffusionInpaintPipeline, "_encode_vae_image", lambda *_, **__: z_0)
-    pipeline = StableDiffusionInpaintPipeline(
-        vae=model.vae,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        unet=model.unet,
-        scheduler=copy.deepcopy(model.scheduler),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    mask = Image.fromarray((MASK * 255).astype(np.uint8))
-    return pipeline(TARGET, image=picture, mask_image=mask, output_type="latent", **options).images
+
+    def run(model, picture, noise, **options):
+        z_0 = model.encode(picture)
+        monkeypatch.setattr(pipeline_module, "randn_tensor", lambda *_, **__: noise)
+        monkeypatch.setattr(StableDiffusionInpaintPipeline, "_encode_vae_image", lambda *_, **__: z_0)
+        pipeline = pipeline_around(StableDiffusionInpaintPipeline, model)
+        mask = Image.fromarray((MASK * 255).astype(np.uint8))
+        return pipeline(TARGET, image=picture, mask_image=mask, output_type="latent", **options).images
+
+    return run
 
 
 @pytest.mark.parametrize(("strength", "start"), [(0.6, "source"), (1.0, "noise")])
-def test_it_equals_the_inpainting_pipeline_of_diffusers(random_model64, picture, monkeypatch, strength, start):
+def test_it_equals_the_inpainting_pipeline_of_diffusers(random_model64, picture, inpainted, strength, start):
     """With strength 1 diffusers starts from pure noise."""
     model = random_model64
     settings = {"strength": strength, "guidance_scale": 4.0}
-    theirs = inpainted(model, picture, monkeypatch, model.random_latent(3), num_inference_steps=5, **settings)
+    theirs = inpainted(model, picture, model.random_latent(3), num_inference_steps=5, **settings)
     _, seen = edit(model, picture, seed=3, start=start, **settings)
     assert (seen[-1].z_next - theirs).abs().max() < 1e-9
 
 
-def test_it_equals_the_pipeline_on_the_shipped_weights(pocket_model, monkeypatch):
+def test_it_equals_the_pipeline_on_the_shipped_weights(pocket_model, inpainted):
     model, source = pocket_model, editbook.pocket.task("cat-to-fox").source_image
     settings = {"strength": 0.8, "guidance_scale": 7.5}
-    theirs = inpainted(model, source, monkeypatch, model.random_latent(0), num_inference_steps=20, **settings)
+    theirs = inpainted(model, source, model.random_latent(0), num_inference_steps=20, **settings)
     _, seen = edit(model, source, steps=20, **settings)
     assert (seen[-1].z_next - theirs).abs().max() < 1e-4
 

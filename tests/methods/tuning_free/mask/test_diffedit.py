@@ -158,25 +158,14 @@ def test_without_a_picture_it_says_so(random_model):
 
 
 @pytest.fixture(scope="module")
-def pipeline(pocket_model):
+def pipeline(pocket_model, pipeline_around):
     """diffusers' own pipeline around the shipped weights, in float64 as far as its constants let it."""
     model = editbook.load("pocket", dtype="float64")
     scheduler = DDIMScheduler.from_config(model.scheduler.config)
     inverse = DDIMInverseScheduler.from_config(model.scheduler.config)
     scheduler.alphas_cumprod = inverse.alphas_cumprod = model.scheduler.alphas_cumprod.double()
     scheduler.final_alpha_cumprod = inverse.initial_alpha_cumprod = scheduler.alphas_cumprod[0]
-    pipe = theirs.StableDiffusionDiffEditPipeline(
-        vae=model.vae,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        unet=model.unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        inverse_scheduler=inverse,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
+    pipe = pipeline_around(theirs.StableDiffusionDiffEditPipeline, model, scheduler, inverse_scheduler=inverse)
     return model, pipe
 
 
