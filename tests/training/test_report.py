@@ -13,7 +13,7 @@ from editbook.perception.reader import OWN, ReaderNetwork, Reading, ReadObject
 from editbook.pocket import Scene, Thing, sample_held_out
 from editbook.pocket.distribution import is_held_out
 from editbook.training import report as module
-from editbook.training.report import Figure, agreement, report, samples, scenes
+from editbook.training.report import Figure, agreement, redrawn, report, samples, scenes
 
 
 def perfect(scene: Scene) -> Reading:
@@ -57,6 +57,17 @@ def test_its_scenes_are_held_out_and_of_the_kind_asked_for():
     pairs = scenes(5, objects=2)
     assert [len(scene.objects) for scene in pairs] == [2] * 5
     assert all(is_held_out(scene) for scene in [*pairs, *scenes(10)])
+
+
+def test_a_scene_drawn_anew_has_the_same_caption_in_another_layout():
+    for number, scene in enumerate(scenes(30)):
+        other = redrawn(scene, number)
+        assert other.caption() == scene.caption()
+        assert other == redrawn(scene, number)
+        assert other.seed != scene.seed
+        for old, new in zip(scene.objects, other.objects, strict=True):
+            assert (old.x, old.y, old.size) != (new.x, new.y, new.size)
+            assert abs(old.x - new.x) < 0.25  # left stays left
 
 
 def test_pictures_do_not_depend_on_the_batch(pocket_model):
