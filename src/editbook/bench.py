@@ -315,6 +315,11 @@ def table(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def survey_ticks(entries: Iterable[Entry]) -> dict[str, frozenset[str]]:
+    """The columns of the survey's Table 1 that have a tick in the row of each entry's method."""
+    return {entry.name: frozenset(REGISTRY[entry.method].card.edit_types) for entry in entries}
+
+
 def ticks_table(records: Mapping[str, Sequence[Mapping[str, Any]]], entries: Iterable[Entry]) -> str:
     """The survey's Table 1 beside what was measured, as Markdown: its tick, and the share of edits that succeed.
 
@@ -322,12 +327,11 @@ def ticks_table(records: Mapping[str, Sequence[Mapping[str, Any]]], entries: Ite
         records: Of each entry, in the order of rows.
         entries: The suite's, which say what method each is.
     """
-    methods = {entry.name: REGISTRY[entry.method] for entry in entries}
+    ticks = survey_ticks(entries)
     lines = ["| method | " + " | ".join(SURVEY_TYPES) + " |", "| --- " + "| :---: " * len(SURVEY_TYPES) + "|"]
     for name, found in records.items():
-        printed = methods[name].card.edit_types
         cells = (
-            f"{'✓' if column in printed else '·'} {'–' if math.isnan(share) else format(share, '.0%')}"
+            f"{'✓' if column in ticks[name] else '·'} {'–' if math.isnan(share) else format(share, '.0%')}"
             for column, share in measured_ticks(found).items()
         )
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

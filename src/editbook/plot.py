@@ -270,7 +270,7 @@ def _label(figure: Figure, axis: Axes, points: Mapping[str, tuple[float, float]]
             box = label.get_window_extent()
             if axis.bbox.containsx(box.x0) and axis.bbox.containsx(box.x1) and not box.count_overlaps(taken):
                 break
-        taken.append(label.get_window_extent())
+        taken.append(box)
 
 
 def matrix(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str = "") -> Figure:

@@ -210,8 +210,13 @@ def test_the_object_has_to_be_in_the_caption_and_it_to_be_one():
 def test_a_third_object_is_refused_with_the_caption_that_it_was_read_from():
     two = "a photo of a cat and a dog on the beach"
     for instruction in ("add an owl", "put an owl next to the cat", "place a red car next to it"):
-        with pytest.raises(EditbookError, match="'a photo of a cat and a dog on the beach' names two objects"):
+        with pytest.raises(EditbookError, match=r"'a photo of a cat and a dog on the beach' .*at most 2 objects"):
             RuleParser().parse(instruction, two)
+
+
+def test_what_the_world_cannot_hold_is_refused_with_the_instruction_and_the_reason():
+    with pytest.raises(EditbookError, match=r"cannot read 'make the house jump'.*jump"):
+        RuleParser().parse("make the house jump", "a photo of a house on the beach")
 
 
 @pytest.mark.parametrize(

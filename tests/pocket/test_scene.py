@@ -41,7 +41,7 @@ def test_impossible_things_raise_and_say_why(arguments, message):
     [
         ({"background": "medow"}, "Did you mean 'meadow'"),
         ({"background": "beach", "style": "pencil"}, "Unknown style"),
-        ({"background": "beach", "objects": (Thing("cat"),) * 3}, "at most two objects, got 3"),
+        ({"background": "beach", "objects": (Thing("cat"),) * 3}, "at most 2 objects, got 3"),
     ],
 )
 def test_impossible_scenes_raise_and_say_why(arguments, message):

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, Protocol
 from ..errors import EditbookError
 from ..pocket import ACCESSORIES, COLOURS, MATERIALS, OBJECTS, Scene, Thing, grammar
 from ..pocket.edits import Change
+from ..pocket.scene import MAX_OBJECTS
 from ..pocket.sprites import sprite
 from .base import loaded
-from .reader import SLOTS
 
 
 class Parsed(NamedTuple):
@@ -169,9 +169,11 @@ class RuleParser:
         change, word = self.change(instruction, scene)
         segment = {"change background": "background", "change style": "picture"}.get(change.kind, word)
         if scene is not None:
-            if change.kind == "add object" and len(scene.objects) == SLOTS:
-                raise self._lost(instruction, f"{caption!r} names two objects, and the pocket world holds no third")
-            source, target = caption or "", _changed(scene, change).caption()
+            try:
+                source, target = caption or "", _changed(scene, change).caption()
+            except EditbookError as error:  # a third object, a jumping house
+                why = f"{caption!r} would become what the pocket world does not hold ({str(error).rstrip('.')})"
+                raise self._lost(instruction, why) from error
         elif caption:
             source, target = caption, _in_text(caption, change, word)
         else:
@@ -305,7 +307,7 @@ def read_caption(text: str) -> Scene | None:
         if objects == "an empty scene":
             return Scene(background, (), style)
         things = [read_thing(part, 0.25 + 0.5 * k) for k, part in enumerate(objects.split(" and "))]
-        if len(things) <= 2 and all(things):
+        if len(things) <= MAX_OBJECTS and all(things):
             return Scene(background, tuple(thing for thing in things if thing), style)
     return None
 

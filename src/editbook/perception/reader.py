@@ -23,9 +23,10 @@ from ..errors import EditbookError
 from ..images import as_image
 from ..model import SHIPPED
 from ..pocket import ACCESSORIES, BACKGROUNDS, COLOURS, MATERIALS, OBJECTS, POSES, STYLES
+from ..pocket.scene import MAX_OBJECTS
 from .layers import Residual, doubled, mean_under
 
-SLOTS = 2  # objects in a scene, from left to right
+SLOTS = MAX_OBJECTS  # from left to right
 SIDE = 64  # pixels
 OWN = "own"  # an object in its own colours
 NONE = "none"  # no object in this slot, no accessory

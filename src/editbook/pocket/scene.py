@@ -10,6 +10,9 @@ from PIL import Image
 from ..errors import EditbookError, unknown
 from . import backgrounds, grammar, palette, render, sprites, styles
 
+MAX_OBJECTS = 2
+"""More than a caption of this world, or a small text encoder, keeps apart."""
+
 
 def _check(kind: str, name: str | None, known: tuple[str, ...]) -> None:
     if name is not None and name not in known:
@@ -66,7 +69,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A background, no, one or two objects from left to right, and a style for the whole picture.
+    """A background, up to `MAX_OBJECTS` objects from left to right, and a style for the whole picture.
 
     `seed` varies the background and the strokes of the style; two scenes that differ in one field differ only there.
     """
@@ -79,8 +82,8 @@ class Scene:
     def __post_init__(self) -> None:
         _check("background", self.background, tuple(backgrounds.GROUND))
         _check("style", self.style, styles.STYLES)
-        if len(self.objects) > 2:
-            raise EditbookError(f"A scene holds at most two objects, got {len(self.objects)}.")
+        if len(self.objects) > MAX_OBJECTS:
+            raise EditbookError(f"A scene holds at most {MAX_OBJECTS} objects, got {len(self.objects)}.")
 
     def array(self, size: int = 64) -> np.ndarray:
         """The picture as uint8, (size, size, 3)."""
