@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,9 +27,13 @@ def replace_object(scene: Scene, index: int, word: str) -> Scene:
     return _with(scene, index, word=word, facing=facing if sprite(word).facing else None)
 
 
+def _from_left_to_right(scene: Scene, objects: Sequence[Thing]) -> Scene:
+    return replace(scene, objects=tuple(sorted(objects, key=lambda thing: thing.x)))
+
+
 def add_object(scene: Scene, thing: Thing) -> Scene:
     """One object more; objects stay ordered from left to right."""
-    return replace(scene, objects=tuple(sorted([*scene.objects, thing], key=lambda item: item.x)))
+    return _from_left_to_right(scene, [*scene.objects, thing])
 
 
 def remove_object(scene: Scene, index: int) -> Scene:
@@ -60,10 +64,9 @@ def set_accessory(scene: Scene, index: int, accessory: str | None) -> Scene:
 
 
 def move_object(scene: Scene, index: int, dx: float, dy: float = 0.0) -> Scene:
-    """Shift one object by fractions of the picture: the truth of a drag."""
-    moved = _with(scene, index)
-    thing = moved.objects[index]
-    return _with(scene, index, x=thing.x + dx, y=thing.y + dy)
+    """Shift one object by fractions of the picture, past another one perhaps: the truth of a drag."""
+    thing = _with(scene, index).objects[index]
+    return _from_left_to_right(scene, _with(scene, index, x=thing.x + dx, y=thing.y + dy).objects)
 
 
 def set_background(scene: Scene, background: str) -> Scene:
