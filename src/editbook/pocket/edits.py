@@ -144,7 +144,8 @@ class Change:
         """Where the edit acts: float32 (size, size) in [0, 1].
 
         The objects that change, before and after, with their shadows; the background without the objects; or
-        everything, for a style. Where an object's mask is 0, the truth equals the source up to one grey level.
+        everything, for a style. Where the mask is 0, the truth equals the source up to one grey level; but on a new
+        background another light falls on the objects.
         """
         after = self.apply(scene)
         if self.kind == "change style":
