@@ -152,6 +152,14 @@ def test_tasks_stand_between_source_and_truth_and_a_refused_one_is_white(picture
     assert figure.axes[7].spines["left"].get_edgecolor() == to_rgba(plot.TRUTH)
 
 
+def test_a_table_of_pictures_has_its_names_at_the_edges_and_white_where_there_is_none(picture):
+    figure = plot.picture_table(["a", "b"], ["x", "y", "z"], {("a", "x"): picture, ("b", "z"): picture})
+    axes = figure.axes
+    assert [bool(axis.images) for axis in axes] == [True, False, False, False, False, True]
+    assert [axis.get_ylabel() for axis in axes] == ["a", "", "", "b", "", ""]
+    assert [axis.get_title() for axis in axes] == ["x", "y", "z", "", "", ""]
+
+
 def test_correspondences_join_the_points_of_two_pictures_of_any_size(picture):
     small = np.zeros((8, 16))
     matches = [((0.25, 0.5), [(0.5, 0.25), (1.0, 1.0)], torch.tensor([0.6, 0.3])), ((0.5, 0.5), [(0.0, 0.0)], [1.0])]

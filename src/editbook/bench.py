@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from .editing import edit
 from .errors import EditbookError, unknown
 from .files import writable_folder
 from .images import save_image
 from .methods import REGISTRY, Method
-from .metrics import edit_success, load_reader, psnr
+from .metrics import Reader, edit_success, load_reader, psnr
 from .model import Model
 from .pocket import OBJECTS, TYPES, bench
 from .pocket.benchmark import BenchTask
@@ -178,24 +179,23 @@ def sweep(
     tasks, reader = bench(model.image_size), load_reader()
     for name in progress([name for name in names if name not in file.known]):
         task = tasks.task(name)
-        record = {"task": name, "type": TYPES[task.type_id or 0]}
-        texts: dict[str, Any] = texts_for(method, task)
-        try:
-            made = edit(
-                model,
-                task.source_image,
-                method,
-                **texts,
-                seed=seed,
-                mask=entry.mask_for(task),
-            )
-        except EditbookError as error:
-            file.add({**record, "refused": str(error)})
-            continue
-        if name in names[: len(TYPES)]:
-            save_image(made.image, writable_folder(folder / entry.name) / f"{name}.png")
-        file.add({**record, **measure(made, task, reader([made.image])[0]), "memory": round(peak_memory())})
+        record, image = attempt(model, method, task, reader, mask=entry.mask_for, seed=seed)
+        if image is not None and name in names[: len(TYPES)]:
+            save_image(image, writable_folder(folder / entry.name) / f"{name}.png")
+        file.add({"task": name, "type": TYPES[task.type_id or 0], **record})
     return [file.known[name] for name in names]
+
+
+def attempt(
+    model: Model, method: Method, task: BenchTask, reader: Reader, *, mask: Callable[[BenchTask], Any], seed: int
+) -> tuple[dict[str, Any], Image.Image | None]:
+    """One edit of a sweep: what is kept of it, and the picture; or the reason why the method refused, and None."""
+    texts: dict[str, Any] = texts_for(method, task)
+    try:
+        made = edit(model, task.source_image, method, **texts, seed=seed, mask=mask(task))
+    except EditbookError as error:
+        return {"refused": str(error)}, None
+    return {**measure(made, task, reader([made.image])[0]), "memory": round(peak_memory())}, made.image
 
 
 SURVEY_TYPES: dict[str, tuple[str, ...]] = {
@@ -439,6 +439,7 @@ __all__ = [
     "SURVEY_TYPES",
     "Entry",
     "Row",
+    "attempt",
     "drawn_tasks",
     "filled",
     "load_pictures",

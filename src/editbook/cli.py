@@ -295,6 +295,30 @@ def bench_masks(only: tuple[str, ...], each: int, device: str, output: Path) -> 
         sweep_masks(model, entries[name], drawn_tasks(each, model.image_size), output, progress=bar)
 
 
+@bench_group.command("pairs")
+@click.option("--only", multiple=True, help="An editor; repeatable. All by default.")
+@click.option("--each", default=1, show_default=True, type=click.IntRange(1), help="Tasks of each of the ten types.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("records/pairs"), show_default=True)
+@_say_errors
+def bench_pairs(only: tuple[str, ...], each: int, device: str, output: Path) -> None:
+    """Run every inversion under every editor; the same command goes on where it was stopped."""
+    from tqdm import tqdm
+
+    from .bench import drawn_tasks
+    from .errors import unknown
+    from .model import load
+    from .pairs import PAIR_EDITORS, sweep_pairs
+
+    for name in only:
+        if name not in PAIR_EDITORS:
+            raise unknown("editor", name, PAIR_EDITORS)
+    model = load("pocket", device=device)
+    for name in only or PAIR_EDITORS:
+        bar = functools.partial(tqdm, desc=name, unit="pair")
+        sweep_pairs(model, PAIR_EDITORS[name], drawn_tasks(each, model.image_size), output, progress=bar)
+
+
 @bench_group.command("table")
 @click.argument("folder", type=click.Path(path_type=Path))
 @_say_errors

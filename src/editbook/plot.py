@@ -111,6 +111,31 @@ def task_grid(tasks: Sequence[BenchTask], made: Mapping[str, Mapping[str, Any]],
     return pictures(shown, titles, columns=width, truth=range(width - 1, len(shown), width), side=side)
 
 
+def picture_table(
+    rows: Sequence[str], columns: Sequence[str], images: Mapping[tuple[str, str], Any], *, side: float = 0.75
+) -> Figure:
+    """Pictures in the rows and columns of a table, with names at its left and upper edge.
+
+    Args:
+        rows: Names from top to bottom.
+        columns: Names from left to right.
+        images: By row and column; where there is none, the place is left white.
+        side: Inches of one picture.
+    """
+    size = (side * len(columns) + 1.6, side * len(rows) + 1.1)
+    figure, axes = plt.subplots(len(rows), len(columns), figsize=size, squeeze=False, layout="constrained")
+    for row, line in zip(rows, axes, strict=True):
+        for column, axis in zip(columns, line, strict=True):
+            axis.set(xticks=[], yticks=[], frame_on=False)
+            if (row, column) in images:
+                axis.imshow(np.asarray(images[row, column]), interpolation="nearest")
+            if axis is line[0]:
+                axis.set_ylabel(row, rotation=0, ha="right", va="center", fontsize=8)
+            if line is axes[0]:
+                axis.set_title(column, rotation=45, ha="left", va="bottom", fontsize=8)
+    return _done(figure)
+
+
 def overlay(heat_map: np.ndarray, image: Image.Image, opacity: float = 0.65) -> Image.Image:
     """A map in [0, 1] laid as heat over a picture."""
     heat_picture = Image.fromarray((plt.get_cmap("inferno")(heat_map)[..., :3] * 255).astype(np.uint8))
