@@ -157,7 +157,7 @@ def test_a_table_of_pictures_has_its_names_at_the_edges_and_white_where_there_is
     axes = figure.axes
     assert [bool(axis.images) for axis in axes] == [True, False, False, False, False, True]
     assert [axis.get_ylabel() for axis in axes] == ["a", "", "", "b", "", ""]
-    assert [axis.get_title() for axis in axes] == ["x", "y", "z", "", "", ""]
+    assert [axis.get_title("left") for axis in axes] == ["x", "y", "z", "", "", ""]
 
 
 def test_correspondences_join_the_points_of_two_pictures_of_any_size(picture):

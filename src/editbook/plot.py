@@ -132,7 +132,7 @@ def picture_table(
             if axis is line[0]:
                 axis.set_ylabel(row, rotation=0, ha="right", va="center", fontsize=8)
             if line is axes[0]:
-                axis.set_title(column, rotation=45, ha="left", va="bottom", fontsize=8)
+                axis.set_title(column, loc="left", rotation=45, va="bottom", fontsize=8)
     return _done(figure)
 
 
