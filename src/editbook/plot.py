@@ -125,14 +125,13 @@ def picture_table(
     size = (side * len(columns) + 1.6, side * len(rows) + 1.1)
     figure, axes = plt.subplots(len(rows), len(columns), figsize=size, squeeze=False, layout="constrained")
     for row, line in zip(rows, axes, strict=True):
+        line[0].set_ylabel(row, rotation=0, ha="right", va="center", fontsize=8)
         for column, axis in zip(columns, line, strict=True):
             axis.set(xticks=[], yticks=[], frame_on=False)
             if (row, column) in images:
                 axis.imshow(np.asarray(images[row, column]), interpolation="nearest")
-            if axis is line[0]:
-                axis.set_ylabel(row, rotation=0, ha="right", va="center", fontsize=8)
-            if line is axes[0]:
-                axis.set_title(column, loc="left", rotation=45, va="bottom", fontsize=8)
+    for column, axis in zip(columns, axes[0], strict=True):
+        axis.set_title(column, loc="left", rotation=45, va="bottom", fontsize=8)
     return _done(figure)
 
 
