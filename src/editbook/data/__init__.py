@@ -1,8 +1,28 @@
-"""Benchmarks on disk, in the layouts in which they are published, all as `BenchTask`. Needs no torch."""
+"""Benchmarks on disk, in the layouts in which they are published, all as `BenchTask`. Needs no torch.
 
+EditVal's questions are also asked of the pocket world, which has a benchmark in PIE-Bench's types of its own.
+"""
+
+from .editval import EDITVAL_TYPES, EditValEdit, EditValTask, editval
+from .editval_world import WORLD_TYPES, Redrawn, editval_edit, editval_tasks
 from .magicbrush import magicbrush
 from .pie_bench import export, pie_bench
 from .rle import decode, encode
 from .tedbench import tedbench
 
-__all__ = ["decode", "encode", "export", "magicbrush", "pie_bench", "tedbench"]
+__all__ = [
+    "EDITVAL_TYPES",
+    "WORLD_TYPES",
+    "EditValEdit",
+    "EditValTask",
+    "Redrawn",
+    "decode",
+    "editval",
+    "editval_edit",
+    "editval_tasks",
+    "encode",
+    "export",
+    "magicbrush",
+    "pie_bench",
+    "tedbench",
+]
