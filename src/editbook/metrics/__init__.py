@@ -5,7 +5,18 @@ Numbers that a network makes carry its name, `tower.name`: those of different ne
 
 from ..perception.reader import Reader, load_reader
 from .clip import Direction, clip_image_similarity, clip_score, directional_similarity
-from .editval import EditValEdit, OwlViT, ReaderDetector, editval_detection, editval_reading
+from .editval import (
+    EditValEdit,
+    EditValReport,
+    EditValRow,
+    OwlViT,
+    ReaderDetector,
+    Verdict,
+    editval,
+    editval_detection,
+    editval_reading,
+    editval_report,
+)
 from .evaluate import Mean, mean_without_nan, pie_bench_scores, regions, truth_distances
 from .frechet import Fid, fid, frechet_distance
 from .hps import Hps
@@ -21,6 +32,8 @@ __all__ = [
     "Dino",
     "Direction",
     "EditValEdit",
+    "EditValReport",
+    "EditValRow",
     "Fid",
     "Hps",
     "Inception",
@@ -30,12 +43,15 @@ __all__ = [
     "Reader",
     "ReaderDetector",
     "Success",
+    "Verdict",
     "clip_image_similarity",
     "clip_score",
     "directional_similarity",
     "edit_success",
+    "editval",
     "editval_detection",
     "editval_reading",
+    "editval_report",
     "fid",
     "frechet_distance",
     "l1",
