@@ -25,7 +25,7 @@ from ..pocket import Benchmark, BenchTask, changed_words
 from ..pocket.benchmark import Entry
 from .record import UNSPECIFIED, Record, read_json
 
-OBJECTS = "object.json"
+ASKED = "object.json"
 EDITVAL_TYPES = (
     "object_addition",
     "object_replacement",
@@ -111,7 +111,7 @@ def editval(folder: str | Path, pictures: str = "train2017") -> Benchmark:
     """
     root = Path(folder)
     entries: list[Entry] = []
-    for record, kind, word, image in _records(root / OBJECTS):
+    for record, kind, word, image in _records(root / ASKED):
         path = record.path(root / pictures, f"{image:0>12}.jpg")
         for to in record.get("to", list):
             with record.named():
