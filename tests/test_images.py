@@ -15,7 +15,17 @@ import pytest
 from PIL import Image, ImageCms
 
 from editbook.errors import EditbookError
-from editbook.images import MAX_PIXELS, ImageWarning, as_image, crop_box, fit, read_image, save_image
+from editbook.images import (
+    MAX_PIXELS,
+    ImageWarning,
+    as_image,
+    crop_box,
+    fit,
+    image_batches,
+    picture_list,
+    read_image,
+    save_image,
+)
 
 # A warning that a test does not expect is a failure.
 pytestmark = pytest.mark.filterwarnings("error")
@@ -591,6 +601,40 @@ class TestAsImage:
 
     def test_no_pixels(self):
         refused(lambda: as_image(Image.new("RGB", (0, 4))), "no pixels", "0 x 4")
+
+    @pytest.mark.parametrize("wrong", [np.full((4, 4, 3), np.nan), "nowhere.png", None, np.zeros((4, 4), int)])
+    def test_errors_begin_with_the_argument_if_it_has_a_name(self, wrong):
+        without = refused(lambda: as_image(wrong))
+        assert refused(lambda: as_image(wrong, "reference[1]")) == f"reference[1]: {without}"
+
+
+class TestSets:
+    @pytest.mark.parametrize("single", [photo(), photo()[..., 0], Image.fromarray(photo()), "a.png", Path("a.png"), 3])
+    def test_one_picture_is_no_set(self, single):
+        refused(lambda: picture_list(single, "images"), "images must be a list", type(single).__name__)
+
+    def test_whatever_holds_pictures_is_a_set(self):
+        pictures = [photo(seed=seed) for seed in range(3)]
+        for holder in (
+            pictures,
+            tuple(pictures),
+            iter(pictures),
+            np.stack(pictures),
+            dict(enumerate(pictures)).values(),
+        ):
+            assert all(np.array_equal(a, b) for a, b in zip(picture_list(holder, "images"), pictures, strict=True))
+
+    def test_batches_hold_every_picture_once_and_in_order(self):
+        pictures = [photo(seed=seed) for seed in range(7)]
+        batches = [*image_batches(iter(pictures), "images", 3)]
+        assert [len(batch) for batch in batches] == [3, 3, 1]
+        read = [picture for batch in batches for picture in batch]
+        assert all(np.array_equal(a, b) for a, b in zip(read, pictures, strict=True))
+        assert [*image_batches([], "images")] == []
+
+    def test_a_wrong_one_is_named_across_batches(self):
+        pictures = [photo()] * 4 + [np.full((4, 4), np.nan)]
+        refused(lambda: [*image_batches(pictures, "images", 3)], "images[4]:", "nan")
 
 
 class TestFit:

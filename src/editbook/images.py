@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import warnings
+from collections.abc import Iterable, Iterator
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +22,9 @@ from .files import write_file
 # An allow-list: Pillow's readers of rarer formats have had most of its security holes.
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 64_000_000
+
+Picture = Image.Image | np.ndarray | str | os.PathLike[str]
+"""Whatever `as_image` reads."""
 
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     ".png": {"format": "PNG"},
@@ -77,12 +81,13 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Im
         raise _unreadable(name, error) from error
 
 
-def as_image(picture: Image.Image | np.ndarray | str | os.PathLike[str]) -> Image.Image:
+def as_image(picture: Picture, name: str | None = None) -> Image.Image:
     """An RGB picture from whatever holds one.
 
     Args:
         picture: A path; a PIL image of any mode, treated as `read_image` treats a file (mode I holds 16-bit
             values); or an array (height, width, 3) or (height, width), uint8 or float in [0, 1].
+        name: The argument that it was given as, e.g. "reference[1]": errors begin with it.
 
     Returns:
         A new picture, mode RGB.
@@ -90,6 +95,11 @@ def as_image(picture: Image.Image | np.ndarray | str | os.PathLike[str]) -> Imag
     Raises:
         EditbookError: Anything else; NaN or a value out of range; what `read_image` raises.
     """
+    if name is not None:
+        try:
+            return as_image(picture)
+        except EditbookError as error:
+            raise EditbookError(f"{name}: {error}") from error
     if isinstance(picture, str | os.PathLike):
         return read_image(picture)
     if isinstance(picture, np.ndarray):
@@ -105,6 +115,35 @@ def as_image(picture: Image.Image | np.ndarray | str | os.PathLike[str]) -> Imag
         raise
     except Exception as error:  # PIL images are lazy: damage shows only now
         raise _unreadable(name, error) from error
+
+
+def picture_list(pictures: Iterable[Picture], name: str) -> list[Picture]:
+    """What a list, a generator or an array (n, height, width, 3) of pictures holds, not yet read.
+
+    Args:
+        pictures: The pictures.
+        name: The argument that they were given as, for errors.
+
+    Raises:
+        EditbookError: It is a single picture, whose rows would pass for pictures, or nothing that holds any.
+    """
+    single = isinstance(pictures, str | os.PathLike | Image.Image) or getattr(pictures, "ndim", 4) < 4
+    if single or not isinstance(pictures, Iterable):
+        kind = type(pictures).__name__
+        raise EditbookError(f"{name} must be a list of pictures, not {kind}; put a single picture into a list, too.")
+    return list(pictures)
+
+
+def image_batches(pictures: Iterable[Picture], name: str, size: int = 64) -> Iterator[list[Image.Image]]:
+    """The pictures of a list, read as `as_image` does, up to `size` at a time: a set need not fit into memory.
+
+    Raises:
+        EditbookError: What `picture_list` raises; a picture cannot be read: the message names it, e.g. "images[3]".
+    """
+    listed = picture_list(pictures, name)
+    for start in range(0, len(listed), size):
+        part = listed[start : start + size]
+        yield [as_image(picture, f"{name}[{start + k}]") for k, picture in enumerate(part)]
 
 
 def crop_box(width: int, height: int) -> tuple[int, int, int, int]:

@@ -87,6 +87,25 @@ def test_pictures_of_other_sizes_are_read_as_the_small_ones(network):
     assert (small.background, small.style, len(small.objects)) == (large.background, large.style, len(large.objects))
 
 
+def test_a_picture_that_is_not_square_is_squeezed(network):
+    wide = SCENE.image(64).resize((128, 64), 0)
+    assert Reader(network)([wide])[0].background == Reader(network)([SCENE.image(64)])[0].background
+
+
+def test_any_set_of_pictures_is_read_and_a_single_one_is_refused(network):
+    reader, picture = Reader(network), SCENE.image()
+    assert len(reader(picture for _ in range(2))) == 2
+    assert reader([]) == []
+    for single in (picture, np.asarray(picture)):
+        with pytest.raises(EditbookError, match="pictures must be a list"):
+            reader(single)
+
+
+def test_a_picture_that_cannot_be_read_is_named(network):
+    with pytest.raises(EditbookError, match=r"^pictures\[1\]: .*nan"):
+        Reader(network)([SCENE.image(), np.full((64, 64, 3), np.nan)])
+
+
 def test_the_centre_of_a_mask():
     mask = np.zeros((64, 64), np.float32)
     mask[16:32, 32:64] = 1

@@ -6,7 +6,7 @@ train reader`), so it has never seen what it judges: pictures that the diffusion
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..errors import EditbookError
-from ..images import as_image
+from ..images import Picture, image_batches
 from ..model import SHIPPED
 from ..pocket import ACCESSORIES, BACKGROUNDS, COLOURS, MATERIALS, OBJECTS, POSES, STYLES
 from ..pocket.scene import MAX_OBJECTS
@@ -149,14 +149,21 @@ class Reader:
         self.network = network.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[Image.Image | np.ndarray]) -> list[Reading]:
-        """One reading for each picture; pictures of another size than 64 are resampled."""
-        return [reading for k in range(0, len(pictures), 64) for reading in self._batch(pictures[k : k + 64])]
+    def __call__(self, pictures: Iterable[Picture]) -> list[Reading]:
+        """One reading for each picture.
 
-    def _batch(self, pictures: Sequence[Image.Image | np.ndarray]) -> list[Reading]:
+        Args:
+            pictures: A list, or anything else that holds pictures. One that is not 64 x 64 pixels is resampled, and
+                one that is not square is squeezed for it, not cropped.
+
+        Raises:
+            EditbookError: It is a single picture, or one of them cannot be read; the message names it.
+        """
+        return [reading for batch in image_batches(pictures, "pictures") for reading in self._batch(batch)]
+
+    def _batch(self, images: list[Image.Image]) -> list[Reading]:
         arrays = []
-        for picture in pictures:
-            image = as_image(picture)
+        for image in images:
             if image.size != (SIDE, SIDE):
                 image = image.resize((SIDE, SIDE), Image.Resampling.BOX)
             arrays.append(np.asarray(image, np.float32))
