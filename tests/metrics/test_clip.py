@@ -72,7 +72,7 @@ def test_raw_and_normalised_directions_differ_as_they_should():
 
 def test_an_untouched_picture_has_no_direction():
     found = directional_similarity(pixel(0), pixel(0), "x", "y", KNOWN)
-    assert (found.value, found.defined) == (0.0, False)
+    assert (found.value, found.defined, found.tower) == (0.0, False, "known")
 
 
 def test_prompts_without_a_difference_are_refused():
@@ -84,3 +84,28 @@ def test_the_truth_moves_as_the_text_does():
     found = directional_similarity(TASK.source_image, TASK.truth, TASK.source_prompt, TASK.target_prompt, pocket_clip())
     assert found.defined
     assert found.value > 0.2
+
+
+def test_every_number_names_its_tower():
+    assert clip_score(pixel(0), "x", KNOWN).tower == "known"
+    assert clip_image_similarity(pixel(0), pixel(1), KNOWN).tower == "known"
+    assert directional_similarity(pixel(0), pixel(1), "x", "y", KNOWN).tower == "known"
+
+
+def test_pictures_of_two_sizes_are_refused():
+    with pytest.raises(EditbookError, match=r"^image and reference have different sizes, 4 x 4 and 4 x 2"):
+        clip_image_similarity(pixel(0), pixel(1)[:2], KNOWN)
+    with pytest.raises(EditbookError, match=r"^source and edited have different sizes, 4 x 4 and 4 x 2"):
+        directional_similarity(pixel(0), pixel(1)[:2], "x", "y", KNOWN)
+
+
+def test_a_damaged_picture_is_named():
+    nan = np.full((4, 4, 3), np.nan)
+    for call, name in (
+        (lambda: clip_score(nan, "x", KNOWN), "image"),
+        (lambda: clip_image_similarity(pixel(0), nan, KNOWN), "reference"),
+        (lambda: directional_similarity(nan, pixel(0), "x", "y", KNOWN), "source"),
+        (lambda: directional_similarity(pixel(0), nan, "x", "y", KNOWN), "edited"),
+    ):
+        with pytest.raises(EditbookError, match=f"^{name}: .*nan"):
+            call()

@@ -67,18 +67,48 @@ def test_pictures_and_themselves_worse_pictures_and_the_label():
     assert (same.tower, same.features, same.counts, same.full_rank) == ("pocket-CLIP", 128, (24, 24), False)
 
 
+class Known:
+    """Its one feature is the first pixel's red."""
+
+    name = "known"
+
+    def images(self, pictures):
+        return torch.tensor([[float(np.asarray(p)[0, 0, 0]), 0.0] for p in pictures])
+
+
+def grey(*values):
+    return [np.full((2, 2, 3), value, np.uint8) for value in values]
+
+
 def test_moments_are_those_of_the_features():
-    class Known:
-        name = "known"
-
-        def images(self, pictures):
-            return torch.tensor([[float(np.asarray(p)[0, 0, 0]), 0.0] for p in pictures])
-
-    def grey(*values):
-        return [np.full((2, 2, 3), value, np.uint8) for value in values]
-
     found = fid(grey(1, 3), grey(11, 17), Known())  # means 2 and 14, sample variances 2 and 18
     assert found.value == pytest.approx(12**2 + (np.sqrt(18) - np.sqrt(2)) ** 2)
+
+
+def test_a_set_may_come_in_any_holder_and_in_many_batches():
+    values = [k % 7 * 3 for k in range(150)]
+    expected = fid(grey(*values), grey(1, 3), Known())
+    assert expected.counts == (150, 2)
+    for holder in (iter(grey(*values)), np.stack(grey(*values)), tuple(grey(*values))):
+        assert fid(holder, iter(grey(1, 3)), Known()) == expected
+
+
+def test_one_picture_is_no_set():
+    """Its rows would pass for pictures, at no distance from themselves."""
+    one = sample(0).image()
+    for single in (np.asarray(one), one, "picture.png"):
+        with pytest.raises(EditbookError, match=r"^images must be a list of pictures"):
+            fid(single, single, pocket_clip())
+        with pytest.raises(EditbookError, match=r"^reference must be a list of pictures"):
+            fid([one, one], single, pocket_clip())
+
+
+def test_a_damaged_picture_is_named_in_either_set():
+    nan = np.full((2, 2, 3), np.nan)
+    with pytest.raises(EditbookError, match=r"^images\[0\]: .*nan"):
+        fid([nan, *grey(1)], grey(1, 2), Known())
+    with pytest.raises(EditbookError, match=r"^reference\[70\]: .*nan"):
+        fid(grey(1, 2), [*grey(*range(70)), nan], Known())
 
 
 def test_too_few_pictures_and_odd_shapes_are_refused():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from editbook.errors import EditbookError
 from editbook.metrics import pocket_clip, structure_distance
 from editbook.metrics.structure import self_similarity
 from editbook.pocket import task
@@ -52,3 +53,15 @@ def test_the_official_form_feeds_pixels_up_to_255():
     assert spy.top == 1
     structure_distance(picture, picture, spy, official=True)
     assert spy.top == 255
+
+
+def test_it_names_its_tower():
+    assert structure_distance(TASK.source_image, TASK.truth, pocket_clip()).tower == "pocket-CLIP"
+
+
+def test_other_sizes_and_damaged_pictures_are_named():
+    source = np.asarray(TASK.source_image)
+    with pytest.raises(EditbookError, match=r"^image and reference have different sizes, 64 x 64 and 32 x 48 pixels"):
+        structure_distance(source, source[:48, :32], pocket_clip())
+    with pytest.raises(EditbookError, match=r"^reference: .*nan"):
+        structure_distance(source, np.full((64, 64, 3), np.nan), pocket_clip())

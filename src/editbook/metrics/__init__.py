@@ -1,6 +1,7 @@
 """How good an edit is: against the source, the text, and, in the pocket world, the exact answer.
 
-Numbers that a network makes carry its name, `tower.name`: those of different networks cannot be compared.
+A `Score`, a `Direction` and a `Fid` say as `tower` which network made them, and so do the names of
+`pie_bench_scores`: numbers of different networks cannot be compared.
 """
 
 from ..perception.reader import Reader, load_reader
@@ -19,12 +20,12 @@ from .editval import (
 )
 from .evaluate import Mean, mean_without_nan, pie_bench_scores, regions, truth_distances
 from .frechet import Fid, fid, frechet_distance
-from .hps import Hps
+from .hps import Hps, PocketPreference, preference_tower
 from .lpips import Lpips
 from .pixels import l1, mask_iou, mse, peak_inside, psnr
-from .ssim import ssim
+from .ssim import mirrored_ssim, ssim
 from .structure import structure_distance
-from .towers import Clip, Dino, Inception, pocket_clip
+from .towers import Clip, Dino, Inception, Score, clip_tower, fid_tower, pocket_clip, structure_tower
 from .truth import Success, edit_success
 
 __all__ = [
@@ -40,12 +41,15 @@ __all__ = [
     "Lpips",
     "Mean",
     "OwlViT",
+    "PocketPreference",
     "Reader",
     "ReaderDetector",
+    "Score",
     "Success",
     "Verdict",
     "clip_image_similarity",
     "clip_score",
+    "clip_tower",
     "directional_similarity",
     "edit_success",
     "editval",
@@ -53,18 +57,22 @@ __all__ = [
     "editval_reading",
     "editval_report",
     "fid",
+    "fid_tower",
     "frechet_distance",
     "l1",
     "load_reader",
     "mask_iou",
     "mean_without_nan",
+    "mirrored_ssim",
     "mse",
     "peak_inside",
     "pie_bench_scores",
     "pocket_clip",
+    "preference_tower",
     "psnr",
     "regions",
     "ssim",
     "structure_distance",
+    "structure_tower",
     "truth_distances",
 ]

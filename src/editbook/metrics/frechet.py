@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ..errors import EditbookError
-from .towers import ImageTower, Picture
+from ..images import Picture, image_batches, picture_list
+from .towers import ImageTower
 
 
 def frechet_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
@@ -68,23 +70,27 @@ class Fid:
         return min(self.counts) > self.features
 
 
-def fid(images: Sequence[Picture], reference: Sequence[Picture], tower: ImageTower) -> Fid:
+def fid(images: Iterable[Picture], reference: Iterable[Picture], tower: ImageTower) -> Fid:
     """How far the pictures of one set are from those of another, as sets.
 
     Args:
-        images: At least two pictures.
+        images: At least two pictures, in a list, a generator or an array (n, height, width, 3). Their sizes may differ:
+            every tower resizes them, and those of this package but `Inception` look at the middle square.
         reference: At least two pictures; they need not belong to those of `images` one by one.
         tower: Where features come from: `Inception` for published numbers, `pocket_clip()` in the pocket world.
 
     Raises:
-        EditbookError: Fewer than two pictures in a set.
+        EditbookError: Fewer than two pictures in a set, a single picture in place of a set, or a picture that cannot be
+            read; the message names it.
     """
-    moments = []
+    counts, moments = [], []
     for name, pictures in (("images", images), ("reference", reference)):
-        if len(pictures) < 2:
-            raise EditbookError(f"{name} must hold at least two pictures for FID, not {len(pictures)}.")
-        features = tower.images(pictures).double().cpu().numpy()
+        listed = picture_list(pictures, name)
+        if len(listed) < 2:
+            raise EditbookError(f"{name} must hold at least two pictures for FID, not {len(listed)}.")
+        features = torch.cat([tower.images(batch) for batch in image_batches(listed, name)]).double().cpu().numpy()
+        counts.append(len(listed))
         moments.append((features.mean(0), np.cov(features, rowvar=False)))
     (mean_a, cov_a), (mean_b, cov_b) = moments
     value = frechet_distance(mean_a, cov_a, mean_b, cov_b)
-    return Fid(value, (len(images), len(reference)), len(mean_a), tower.name)
+    return Fid(value, (counts[0], counts[1]), len(mean_a), tower.name)

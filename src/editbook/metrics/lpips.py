@@ -8,7 +8,7 @@ import torch
 
 from ..errors import unknown
 from .pixels import pair
-from .towers import loaded
+from .towers import Score, loaded
 
 TRUNKS = ("alex", "vgg", "squeeze")
 
@@ -38,7 +38,7 @@ class Lpips:
         self.device, self.name = device, f"LPIPS {trunk}"
 
     @torch.no_grad()
-    def __call__(self, image: Any, reference: Any) -> float:
-        """Distance of two RGB pictures of one size; pictures as in `pixels.mse`."""
+    def __call__(self, image: Any, reference: Any) -> Score:
+        """Distance of two pictures of one size; pictures as in `pixels.mse`."""
         pixels = [torch.from_numpy(array).permute(2, 0, 1)[None].float() * 2 - 1 for array in pair(image, reference)]
-        return float(self.model(*(values.to(self.device) for values in pixels)))
+        return Score(float(self.model(*(values.to(self.device) for values in pixels))), self.name)
