@@ -138,7 +138,12 @@ def sample_edit(seed: int, phrasings: int = 3) -> tuple[Scene, Scene, str]:
 
 
 def corpus(n: int, seed: int = 0) -> list[str]:
-    """Sentences for the tokenizer: captions in all phrasings, instructions, quality phrases, single words."""
+    """Sentences for the tokenizer: captions in all phrasings, instructions, quality phrases, single words.
+
+    Unlike training scenes these are *not* filtered by `is_held_out`: the tokenizer, and nothing else of the shipped
+    model, has met captions of held-out combinations. It learns from them how often pairs of letters stand together,
+    and nothing about pictures.
+    """
     rng = np.random.default_rng([seed, 14])
     words = (*sprites.OBJECTS, *sprites.ACCESSORIES, *sprites.POSES, *palette.COLOURS, *palette.MATERIALS)
     lines = [*words, *styles.STYLES, *BACKGROUNDS, *grammar.QUALITIES, *grammar.RATINGS]
