@@ -17,6 +17,9 @@ def write_picture(path: Path, size: tuple[int, int] = (512, 512), seed: int = 0)
     return path
 
 
+NO_FILE_NAMES = ("../../../evil", "/tmp/evil", "a/b", "a\\b", "..", "C:evil", "a\0b", "")
+
+
 def change_json(path: Path, change: Any) -> None:
     """Load a file, hand its content to `change`, and save what that has made of it."""
     value = json.loads(path.read_text())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
-from published import change_json, cut, write_picture
+from published import NO_FILE_NAMES, change_json, cut, write_picture
 
 from editbook import data
 from editbook.errors import EditbookError
@@ -91,6 +92,19 @@ def test_without_captions_the_prompts_are_empty(folder):
     assert task.changed_words == ((), ())
 
 
+def test_it_has_no_types(folder):
+    with pytest.raises(EditbookError, match=r"MagicBrush in .* does not say of what type its tasks are"):
+        data.magicbrush(folder).of_type("change object")
+
+
+@pytest.mark.parametrize("id", NO_FILE_NAMES)
+def test_a_session_that_leads_out_of_the_folder_is_named(folder, id):
+    change_json(folder / "edit_sessions.json", lambda sessions: sessions.update({id: sessions.pop("7")}))
+    with pytest.raises(EditbookError, match=r"edit_sessions.json.*cannot be the id of a task") as caught:
+        data.magicbrush(folder)
+    assert f"Entry {id!r}" in str(caught.value)
+
+
 @pytest.mark.parametrize("key", ["input", "mask", "output", "instruction"])
 def test_a_missing_value_is_named(folder, key):
     change_json(folder / "edit_sessions.json", lambda sessions: sessions["139"][1].pop(key))
@@ -134,3 +148,96 @@ def test_incomplete_captions_and_sessions_are_named(folder):
     (folder / "edit_sessions.json").unlink()
     with pytest.raises(EditbookError, match=r"edit_sessions.json' does not exist"):
         data.magicbrush(folder)
+
+
+@pytest.fixture
+def table(folder):
+    """The columns of the parquet files, with the same turns and pictures as the folder."""
+    sessions = json.loads((folder / "edit_sessions.json").read_text())
+    turns = [(id, number, turn) for id, turns in sessions.items() for number, turn in enumerate(turns, start=1)]
+
+    def stored(key):
+        return [
+            {"bytes": (folder / "images" / id / turn[key]).read_bytes(), "path": turn[key]} for id, _, turn in turns
+        ]
+
+    return {
+        "img_id": [id for id, _, _ in turns],
+        "turn_index": [number for _, number, _ in turns],
+        "source_img": stored("input"),
+        "mask_img": stored("mask"),
+        "instruction": [turn["instruction"] for _, _, turn in turns],
+        "target_img": stored("output"),
+    }
+
+
+def write_shards(table, folder):
+    """One file of groups of one row, and one of the rest."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    folder.mkdir(exist_ok=True)
+    schema = pyarrow.table(table).schema
+    schema = schema.set(schema.get_field_index("turn_index"), pyarrow.field("turn_index", pyarrow.int32()))
+    whole = pyarrow.table(table, schema=schema)
+    for k, part in enumerate((whole.slice(0, 2), whole.slice(2))):
+        parquet.write_table(part, folder / f"dev-{k:05d}-of-00002-5f3a.parquet", row_group_size=1)
+    return folder
+
+
+@pytest.mark.parametrize("below", ["", "data"])
+def test_parquet_files_give_the_same_tasks_without_prompts(folder, table, tmp_path, below):
+    (tmp_path / "shards").mkdir()
+    write_shards(table, tmp_path / "shards" / below)
+    ours, theirs = data.magicbrush(tmp_path / "shards"), data.magicbrush(folder)
+    assert ours.ids == theirs.ids
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.source_prompt, one.target_prompt, one.changed_words) == ("", "", ((), ()))
+        for name in ("instruction", "image_path", "edit_type", "type_id"):
+            assert getattr(one, name) == getattr(other, name)
+        for name in ("source_image", "truth", "mask"):
+            assert np.array_equal(getattr(one, name), getattr(other, name))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("img_id", "../7", r"group 0, row 0' .*'\.\./7' cannot be the id of a task"),
+        ("img_id", None, r"group 0, row 0' .*'img_id' should be a str"),
+        ("img_id", "139", r"group 0, row 0' .*turn 1 of '139' stands there twice"),
+        ("instruction", None, r"'7-1' .*'instruction' should be a str"),
+        ("source_img", None, r"'7-1' .*'source_img' should be a dict"),
+        ("target_img", {"bytes": None, "path": "a.png"}, r"'7-1, target_img' .*'bytes' should be a bytes"),
+        ("mask_img", {"bytes": b"no picture", "path": "a.png"}, r"'7-1' .*'mask_img': it is not a PNG, JPEG or WebP"),
+    ],
+)
+def test_wrong_values_in_parquet_files_are_named(table, tmp_path, column, value, message):
+    table[column][2] = value
+    write_shards(table, tmp_path / "shards")
+    with pytest.raises(EditbookError, match=r"Entry " + ".*" + message):
+        list(data.magicbrush(tmp_path / "shards"))
+
+
+def test_a_missing_column_and_a_truncated_parquet_file_are_named(table, tmp_path):
+    shards = write_shards(table, tmp_path / "shards")
+    cut(shards / "dev-00001-of-00002-5f3a.parquet")
+    with pytest.raises(EditbookError, match=r"dev-00001.*damaged or truncated"):
+        data.magicbrush(shards)
+    del table["mask_img"]
+    write_shards(table, shards)
+    with pytest.raises(EditbookError, match=r"dev-00000.*has no column 'mask_img'"):
+        data.magicbrush(shards)
+
+
+def test_without_pyarrow_the_command_that_installs_it_is_named(tmp_path, monkeypatch):
+    (tmp_path / "dev-00000-of-00004-5f3a.parquet").write_bytes(b"")
+    plain = builtins.__import__
+
+    def without(name, *rest):
+        if name.startswith("pyarrow"):
+            raise ImportError(name)
+        return plain(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(EditbookError, match=r"dev-00000.*pip install 'editbook\[data\]'"):
+        data.magicbrush(tmp_path)

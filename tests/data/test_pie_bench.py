@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from published import change_json, cut, slow_decode, write_picture
+from published import NO_FILE_NAMES, change_json, cut, slow_decode, write_picture
 
 from editbook import data
 from editbook.errors import EditbookError
@@ -164,6 +164,9 @@ def test_a_missing_or_wrong_value_is_named(pie_folder, key, value):
         ("blended_word", "cat", "not 'cat' only"),
         ("image_path", "../secret.jpg", "not a path inside"),
         ("image_path", "/etc/hostname", "not a path inside"),
+        ("image_path", "..\\secret.jpg", "not a path inside"),
+        ("image_path", "C:secret.jpg", "not a path inside"),
+        ("image_path", "a\0b", "not a path inside"),
         ("image_path", "", "not a path inside"),
         ("image_path", "1_change_object_80/none.jpg", "does not exist"),
     ],
@@ -280,6 +283,7 @@ def spoilt():
         "an empty mask": ([replace(task, mask=task.mask * 0)], f"{task.id}.*mask"),
         "NaN in the mask": ([replace(task, mask=task.mask * np.nan)], f"{task.id}.*mask"),
         "another size of truth": ([replace(task, truth=small)], f"{task.id}.*differ in size"),
+        **{f"the id {name!r}": ([replace(task, id=name)], "cannot be the id of a task") for name in NO_FILE_NAMES},
         "an odd size": (
             [replace(task, source_image=small, truth=None, mask=np.ones((60, 60), np.float32))],
             f"{task.id}.*60 x 60 pixels cannot be enlarged to 512 x 512",
@@ -303,6 +307,38 @@ def test_an_export_that_breaks_off_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         data.export(broken(), tmp_path / "pocket")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("id", NO_FILE_NAMES)
+def test_an_id_that_is_no_file_name_is_refused_when_it_is_read(pie_folder, id):
+    """Files are called after it, so it could lead anywhere."""
+    change_json(pie_folder / "mapping_file.json", lambda entries: entries.update({id: entries.pop("111000000000")}))
+    with pytest.raises(EditbookError, match=r"mapping_file.json.*cannot be the id of a task") as caught:
+        data.pie_bench(pie_folder)
+    assert f"Entry {id!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize("tasks", [bench()[0], None, 3])
+def test_what_is_no_collection_of_tasks_is_named(tmp_path, tasks):
+    with pytest.raises(EditbookError, match=f"tasks should be several tasks.*not a {type(tasks).__name__}"):
+        data.export(tasks, tmp_path / "pocket")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [0, -64, 64.0, "64"])
+def test_a_size_that_is_none_is_named(tmp_path, size):
+    with pytest.raises(EditbookError, match=f"size should be a whole number of pixels, 1 or more, not {size!r}"):
+        data.export(bench()[:1], tmp_path / "pocket", size=size)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named_as_it_was_given(tmp_path):
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "pocket"
+    with pytest.raises(EditbookError) as caught:
+        data.export(bench()[:1], folder)
+    assert repr(str(folder)) in str(caught.value)
+    assert ".new" not in str(caught.value)
 
 
 def test_a_folder_with_something_in_it_is_not_touched(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from published import change_json, cut, write_picture
+from published import NO_FILE_NAMES, change_json, cut, write_picture
 
 from editbook import data
 from editbook.errors import EditbookError
@@ -64,5 +64,14 @@ def test_missing_and_truncated_pictures_are_named(folder):
 
 
 def test_it_has_no_types(folder):
-    with pytest.raises(EditbookError, match=r"no tasks of type"):
+    with pytest.raises(EditbookError, match=r"TEdBench in .* does not say of what type its tasks are"):
         data.tedbench(folder).of_type("change object")
+    with pytest.raises(EditbookError, match=r"'change object'"):
+        data.tedbench(folder).of_type("change objects")
+
+
+@pytest.mark.parametrize("text", [name for name in NO_FILE_NAMES if "/" in name or "\0" in name])
+def test_a_text_that_leads_out_of_the_folder_is_named(folder, text):
+    change_json(folder / "input_list.json", lambda inputs: inputs[1].update(target_text=text))
+    with pytest.raises(EditbookError, match=r"Entry '1' of .*input_list.json.*cannot be the id of a task"):
+        data.tedbench(folder)

@@ -29,7 +29,7 @@ from ..images import save_image
 from ..pocket import TYPES, Benchmark, BenchTask, Scene, Thing, changed_words
 from ..pocket.benchmark import Entry
 from . import rle
-from .record import Record, read_json
+from .record import Record, check_id, read_json
 
 MAPPING = "mapping_file.json"
 IMAGES = "annotation_images"
@@ -64,6 +64,8 @@ def pie_bench(folder: str | Path, *, border: bool = True, exact: bool = True) ->
     entries = []
     for id, values in mapping.items():
         record = Record(root / MAPPING, id, values)
+        with record.named():
+            check_id(id)
         facts = _facts(record)
         path = record.path(root / IMAGES, facts["image_path"])
         if extras is None:
@@ -173,16 +175,26 @@ def export(tasks: Iterable[BenchTask], folder: str | Path, size: int = SIZE) -> 
         The folder.
 
     Raises:
-        EditbookError: The folder holds something; there are no tasks, or two of one name; a picture is not square or
-            its side does not divide `size`; a mask is empty or not in [0, 1].
+        EditbookError: `tasks` is a single task, or none; `size` is below 1; the folder holds something or cannot be
+            made; two tasks have one name, or a name that is no file's; a picture is not square or its side does not
+            divide `size`; a mask is empty or not in [0, 1].
     """
+    if isinstance(tasks, BenchTask) or not isinstance(tasks, Iterable):
+        raise EditbookError(f"tasks should be several tasks, e.g. a list of one, not a {type(tasks).__name__}.")
+    if not isinstance(size, int | np.integer) or size < 1:
+        raise EditbookError(f"size should be a whole number of pixels, 1 or more, not {size!r}.")
     final = Path(folder).resolve()
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise EditbookError(f"{str(folder)!r} exists and is not empty. Choose an empty or a new folder.")
     beside = final.with_name(f".{final.name}.new")
     shutil.rmtree(beside, ignore_errors=True)  # what a killed export has left
     try:
-        _write(tasks, writable_folder(beside), size)
+        beside.mkdir(parents=True)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise EditbookError(f"Cannot make the folder {str(folder)!r}: {reason}. Choose another place.") from error
+    try:
+        _write(tasks, beside, size)
         if final.exists():
             final.rmdir()
         beside.rename(final)
@@ -202,6 +214,7 @@ def _write(tasks: Iterable[BenchTask], root: Path, size: int) -> None:
         if task.id in mapping:
             raise EditbookError(f"Two tasks have the id {task.id!r}.")
         try:
+            check_id(task.id)
             runs = _write_pictures(task, root, size)
         except EditbookError as error:
             raise EditbookError(f"Task {task.id!r}: {error}") from error

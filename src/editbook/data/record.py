@@ -7,14 +7,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from io import BytesIO
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import EditbookError
-from ..images import ImageWarning, read_image
+from ..images import FORMATS, ImageWarning, as_image, read_image
 
 UNSPECIFIED = "unspecified"
 """The `edit_type` of tasks whose benchmark does not say it."""
@@ -54,9 +55,43 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+def check_id(id: str) -> None:
+    """Raise unless the name of a task can begin the name of a file: files called after it stay in their folder.
+
+    Raises:
+        EditbookError: It is empty, names another folder or a drive (of any system), or holds a null character.
+    """
+    # Windows' rules are the stricter ones: both separators and drives.
+    if id in ("", "..") or PureWindowsPath(id).name != id or "\0" in id:
+        raise EditbookError(f"{id!r} cannot be the id of a task: it is empty, or no plain file name. Rename it.")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A picture that is kept inside of another file, e.g. in a column of a table.
+
+    Args:
+        name: What it is called there.
+        data: The bytes of its own file.
+    """
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+    def image(self) -> Image.Image:
+        """The picture, mode RGB; raises what `read_image` raises."""
+        try:
+            return as_image(Image.open(BytesIO(self.data), formats=FORMATS))
+        except UnidentifiedImageError:
+            raise EditbookError("it is not a PNG, JPEG or WebP picture, or its start is damaged.") from None
+
+
 @dataclass(frozen=True)
 class Record:
-    """One entry of a JSON file.
+    """One entry of a JSON file, or one row of a table.
 
     Args:
         file: Where it stands.
@@ -103,19 +138,24 @@ class Record:
         Raises:
             EditbookError: The name leads out of the folder, or there is no such file.
         """
-        relative = PurePosixPath(name)
-        if not name or relative.is_absolute() or ".." in relative.parts:
+        relative = PureWindowsPath(name)  # reads both separators, and knows drives
+        if not name or relative.anchor or ".." in relative.parts or "\0" in name:
             raise self.error(f"{name!r} is not a path inside {str(folder)!r}.")
-        if not (path := folder / relative).is_file():
+        if not (path := folder / name).is_file():
             raise self.error(f"{str(path)!r} does not exist; the folder is incomplete.")
         return path
 
-    def image(self, path: Path) -> Image.Image:
+    def image(self, source: Path | Stored) -> Image.Image:
         """A picture of this entry, mode RGB; raises what `read_image` raises."""
-        with self.named():
-            return read_image(path)
+        if isinstance(source, Path):
+            with self.named():
+                return read_image(source)
+        try:
+            return source.image()
+        except EditbookError as error:
+            raise self.error(f"{str(source)!r}: {error}") from error
 
-    def region(self, path: Path) -> np.ndarray:
+    def region(self, source: Path | Stored) -> np.ndarray:
         """The region that a mask picture marks: what was erased from it, or else what is white.
 
         Returns:
@@ -126,13 +166,15 @@ class Record:
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ImageWarning)  # that parts are transparent is the point here
-            shown = np.asarray(self.image(path))
-        with Image.open(path) as file:  # `image` has found it sound, and drops the transparency
+            shown = np.asarray(self.image(source))
+        with Image.open(
+            source if isinstance(source, Path) else BytesIO(source.data)
+        ) as file:  # `image` has found it sound, and drops the transparency
             region: np.ndarray = np.asarray(file.convert("RGBA").getchannel("A")) < 255
         if not region.any():
             if (shown != shown[..., :1]).any():
-                raise self.error(f"{str(path)!r} marks no region: it is coloured, and no part of it is transparent.")
+                raise self.error(f"{str(source)!r} marks no region: it is coloured, and no part of it is transparent.")
             region = shown[..., 0] > 127
         if not region.any():
-            raise self.error(f"{str(path)!r} marks no region: it is black all over.")
+            raise self.error(f"{str(source)!r} marks no region: it is black all over.")
         return region

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..pocket import Benchmark, BenchTask, changed_words
 from ..pocket.benchmark import Entry
-from .record import UNSPECIFIED, Record, read_json
+from .record import UNSPECIFIED, Record, check_id, read_json
 
 INPUTS = "input_list.json"
 
@@ -23,15 +23,17 @@ INPUTS = "input_list.json"
 def tedbench(folder: str | Path) -> Benchmark:
     """The tasks of a TEdBench folder.
 
-    There is a target text and nothing else: source prompt and instruction are "", `truth` is None, and the mask is 1
-    everywhere. A task's id is what the authors named their result of it: the picture's name, and the text with
-    underscores and without its full stop.
+    There is a target text and nothing else: source prompt and instruction are "" in every task, `truth` is None, the
+    mask is 1 everywhere, and there are no types (`of_type` raises). Methods that need a source prompt have to be given
+    one, e.g. by a captioner of `editbook.perception`. A task's id is what the authors named their result of it: the
+    picture's name, and the text with underscores and without its full stop.
 
     Args:
         folder: Holds input_list.json and originals.
 
     Raises:
-        EditbookError: A file is missing or damaged, an entry lacks something, or stands there twice; it names both.
+        EditbookError: A file is missing or damaged, an entry lacks something, stands there twice, or has a text that
+            cannot be part of a file's name; it names both.
     """
     root = Path(folder)
     entries: dict[str, Entry] = {}
@@ -40,6 +42,8 @@ def tedbench(folder: str | Path) -> Benchmark:
         name, text = record.get("img_name", str), record.get("target_text", str)
         path = record.path(root / "originals", name)
         id = f"{name}-{text.removesuffix('.').replace(' ', '_')}"
+        with record.named():
+            check_id(id)
         if id in entries:
             raise record.error(f"{text!r} is asked of {name} twice; keep one of them.")
         facts = {

@@ -91,11 +91,13 @@ class Benchmark(Sequence[BenchTask]):
         """The tasks of one of `TYPES`; no task is made for it.
 
         Raises:
-            EditbookError: Unknown type, or the benchmark has no task of it.
+            EditbookError: Unknown type, or the benchmark has no task of it, or no types at all.
         """
         if name not in TYPES:
             raise unknown("edit type", name, TYPES)
         entries = [entry for entry in self._entries if entry.type_id == TYPES.index(name)]
+        if self._entries and all(entry.type_id is None for entry in self._entries):
+            raise EditbookError(f"{self.name} does not say of what type its tasks are; take all of its tasks.")
         if not entries:
             raise EditbookError(f"{self.name} has no tasks of type {name!r}; take another type, or all of its tasks.")
         return Benchmark(self.name, entries)
