@@ -136,6 +136,17 @@ def test_export_of_nothing_says_what_to_train(tmp_path):
     assert "editbook train vae" in result.output
 
 
+def test_an_export_that_fails_at_once_is_one_line_without_a_bar(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder, says in ((tmp_path / "file" / "bench", "Cannot make the folder"), (tmp_path, "is not empty")):
+        result = invoke("pocket", "export", folder)
+        assert result.exit_code == 2
+        (line,) = result.output.splitlines()
+        assert line.startswith("editbook: ")
+        assert says in line
+        assert repr(str(folder)) in line
+
+
 def test_option_values_are_literals_where_they_can_be():
     pairs = ("a=3", "b=0.5", "c=true", "d=True", 'e=["cat", "fox"]', "f=('cat', 'fox')", "g=cat", "h=None", "i=a=b")
     expected = [3, 0.5, True, True, ["cat", "fox"], ("cat", "fox"), "cat", None, "a=b"]
