@@ -366,7 +366,8 @@ def bench_table(folder: Path) -> None:
 @click.option(
     "--start",
     type=click.Path(path_type=Path),
-    help="Go on from this exported model (unet) or reader; for report: the model to measure.",
+    help="Go on from this: an exported model (vae, decoder, clip, unet; instruct-pix2pix and pixel begin there) or "
+    "what the same recipe has written (the others). For report: the model to measure.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="For export and report: the folder to write.")
 @_say_errors
@@ -408,11 +409,11 @@ def train(
     from .training.loop import Plan
     from .training.recipes import RECIPES, run_recipe
 
+    plan = Plan(run_folder, samples or RECIPES[name].samples, minutes, device, threads, compile_, workers=workers)
     if start is not None:
         from .training.start import adopt
 
-        adopt(start, run_folder)
-    plan = Plan(run_folder, samples or RECIPES[name].samples, minutes, device, threads, compile_, workers=workers)
+        adopt(start, run_folder, name)
     click.echo(json.dumps(run_recipe(name, plan)))
 
 

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import CLIPConfig, CLIPModel, CLIPTextModel
+from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from ..pocket import QUALITIES, sample_held_out
 from .loop import Plan, Recipe, compiled, train
+from .start import kept_start, record_of, summed
 from .stream import EditStream, SceneStream
 from .tokenizer import MAX_LENGTH, train_tokenizer
 
@@ -82,13 +83,24 @@ def padded_tokens(tokenizer: object, texts: list[str]) -> torch.Tensor:
 
 
 def train_clip(plan: Plan, *, batch_size: int = 128) -> dict[str, Any]:
-    """Learn the tokenizer and both towers; saves `run/tokenizer`, `run/clip` and `run/text_encoder`."""
+    """Learn the tokenizer and both towers; saves `run/tokenizer`, `run/clip` and `run/text_encoder`.
+
+    If the run has adopted them, see `start.adopt`, it goes on from its towers with its tokenizer, and leaves its
+    `text_encoder` alone: that one was tuned with the denoiser, which reads no other.
+    """
     torch.manual_seed(2)
-    tokenizer = train_tokenizer(plan.run / "tokenizer")
-    clip = build_clip(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+    start = kept_start(plan.run, "clip", "clip")
+    before = record_of(start)
+    if start is None:
+        tokenizer = train_tokenizer(plan.run / "tokenizer")
+        clip = build_clip(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+    else:
+        tokenizer = CLIPTokenizer.from_pretrained(plan.run / "tokenizer")
+        clip = CLIPModel.from_pretrained(start, dtype=torch.float32)
     head = nn.Linear(WIDTH, WIDTH, bias=False)  # reads a change from the difference of two pictures; not shipped
-    stream = SceneStream(2, batch_size, reuse=4, pool=4096, workers=plan.workers)
-    edits = EditStream(3, batch_size // 4, reuse=8, pool=1024, workers=plan.workers)
+    # Other scenes than those that the former run saw.
+    stream = SceneStream(2 + before["samples"], batch_size, reuse=4, pool=4096, workers=plan.workers)
+    edits = EditStream(3 + before["samples"], batch_size // 4, reuse=8, pool=1024, workers=plan.workers)
 
     def objective(pictures: torch.Tensor, tokens: torch.Tensor, before_after: torch.Tensor) -> torch.Tensor:
         n, m = len(pictures), len(before_after)
@@ -117,10 +129,12 @@ def train_clip(plan: Plan, *, batch_size: int = 128) -> dict[str, Any]:
         return fast(pictures.to(plan.device), tokens.to(plan.device), before_after.to(plan.device))
 
     networks = {"clip": clip, "head": head}
-    record = train(Recipe("clip", networks, stream, loss, decay_from=0.5, more_streams=(edits,)), plan)
+    recipe = Recipe("clip", networks, stream, loss, decay_from=0.5, more_streams=(edits,))
+    record = summed(train(recipe, plan), before)
     clip.to("cpu")
     record["held_out_retrieval_of_256"] = round(retrieval(clip, tokenizer), 4)
     clip.save_pretrained(plan.run / "clip")
-    CLIPTextModel.from_pretrained(plan.run / "clip").save_pretrained(plan.run / "text_encoder")
+    if start is None:
+        CLIPTextModel.from_pretrained(plan.run / "clip").save_pretrained(plan.run / "text_encoder")
     (plan.run / "clip" / "record.json").write_text(json.dumps(record, indent=2))
     return record

@@ -46,6 +46,7 @@ def export(run: Path, destination: Path) -> Path:
         raise EditbookError(f"{destination} holds something else than a model: choose an empty or a new folder.")
     destination = final.with_name(f".{final.name}.new")
     shutil.rmtree(destination, ignore_errors=True)  # what an export that failed has left
+    writable_folder(final.parent)  # an error should not name a folder that the user has not
     writable_folder(destination)
     parts: dict[str, Any] = {
         "unet": UNet2DConditionModel.from_pretrained(run / "unet"),

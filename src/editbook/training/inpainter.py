@@ -18,6 +18,7 @@ from ..perception.reader import ReaderNetwork, load_reader
 from ..pocket import Scene, sample, sample_held_out
 from ..pocket.edits import Change, remove_object
 from .loop import Plan, Recipe, compiled, train
+from .start import record_of, summed
 from .stream import SceneStream
 
 _SHARES = {"removal": 0.4, "other silhouette": 0.2, "box": 0.15, "stroke": 0.25}
@@ -177,14 +178,15 @@ def measure_inpainter(network: PocketLaMa, count: int = 256, dilate: int = 1) ->
 def train_inpainter(plan: Plan, *, batch_size: int = 32, fourier: bool = True) -> dict[str, Any]:
     """Train the pocket inpainter; saves `run/inpainter`."""
     torch.manual_seed(11)
-    network, before = PocketLaMa(fourier=fourier), {"samples": 0, "seconds": 0.0}
+    network = PocketLaMa(fourier=fourier)
     start = plan.run / "reader_start"  # `start.adopt` calls the start so for every network that is one file
     if start.is_dir():
-        network, before = load_network(start), json.loads((start / "record.json").read_text())
+        network = load_network(start)
         network.train().requires_grad_(True)
     reader = load_reader().network.to(plan.device)
+    before = record_of(start)
     # Other scenes than those that the former run saw.
-    stream = RemovalStream(10 + int(before["samples"]), batch_size, reuse=8, pool=2048, workers=plan.workers)
+    stream = RemovalStream(10 + before["samples"], batch_size, reuse=8, pool=2048, workers=plan.workers)
 
     def objective(seen: torch.Tensor, right: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
         return filling_loss(reader, network(seen, hole), right, hole)
@@ -208,7 +210,7 @@ def train_inpainter(plan: Plan, *, batch_size: int = 32, fourier: bool = True) -
     recipe = Recipe("inpainter", {"inpainter": network}, stream, loss, learning_rate=2e-3, decay_from=0.4, show=show)
     record = train(recipe, plan)
     network.to("cpu")
-    record |= {name: round(record[name] + before[name], 1) for name in ("samples", "seconds")}
+    record = summed(record, before)
     record["held_out"] = measure_inpainter(network)
     save_inpainter(network, record, plan.run / "inpainter")
     return record

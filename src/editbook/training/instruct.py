@@ -31,6 +31,7 @@ from ..sampling import Schedule, add_noise, follow
 from .clip import padded_tokens
 from .export import write_sums
 from .loop import Plan, Recipe, compiled, train
+from .start import record_of, summed
 from .stream import EditStream
 from .unet import LatentPool, build_scheduler, contact_sheet, need, noise_weight
 
@@ -71,10 +72,9 @@ def train_instruct(plan: Plan, *, batch_size: int = 16) -> dict[str, Any]:
     unet, scheduler = UNet2DConditionModel.from_pretrained(plan.run / "start"), build_scheduler()
     base = {name: weight.clone() for name, weight in unet.state_dict().items()}
     widen_input(unet, 2 * vae.config.latent_channels)
-    before: dict[str, Any] = {"samples": 0, "seconds": 0.0}
+    before = record_of(plan.run / "instruct_start")
     if (plan.run / "instruct_start").is_dir():  # a former delta to go on from, see `start.adopt`
         apply(unet, load_file(plan.run / "instruct_start" / "delta.safetensors"))
-        before = json.loads((plan.run / "instruct_start" / "record.json").read_text())
     model = Model(unet, vae, text_encoder, tokenizer, scheduler, "pocket-instruct-pix2pix")
     unet.requires_grad_(True).to(plan.device)
     if plan.device == "cpu":
@@ -118,7 +118,7 @@ def train_instruct(plan: Plan, *, batch_size: int = 16) -> dict[str, Any]:
         contact_sheet(rows, captions, columns=3, side=128).save(folder / "samples.png")
 
     record = train(Recipe("instruct-pix2pix", {"unet": unet}, stream, loss, 4e-4, show=show), plan)
-    record |= {name: round(record[name] + before[name], 1) for name in ("samples", "seconds")}
+    record = summed(record, before)
     unet.to("cpu")
     save_instruct(model, base, record, plan.run / "instruct-pix2pix")
     return record

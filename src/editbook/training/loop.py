@@ -35,6 +35,9 @@ class Plan:
         compile: Compile the network: a minute of waiting, then half as fast again on a CPU, more on a GPU.
         save_every: Seconds between checkpoints.
         workers: Processes that draw scenes ahead; for a GPU, which one core cannot feed.
+
+    Raises:
+        EditbookError: There is no such device.
     """
 
     run: Path
@@ -45,6 +48,13 @@ class Plan:
     compile: bool = False
     save_every: float = 180.0
     workers: int = 0
+
+    def __post_init__(self) -> None:
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise EditbookError(f"The device {self.device!r} cannot be used here: {reason}") from None
 
 
 @dataclass
@@ -81,11 +91,6 @@ def train(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     Returns:
         Samples seen, seconds spent, last smoothed loss.
     """
-    try:
-        torch.empty(0, device=plan.device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise EditbookError(f"The device {plan.device!r} cannot be used here: {reason}") from None
     if plan.threads:
         torch.set_num_threads(plan.threads)
     folder = plan.run / recipe.name

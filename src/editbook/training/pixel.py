@@ -16,6 +16,7 @@ from ..pixel_diffusion import PixelDiffusion
 from ..sampling import Schedule, add_noise, follow
 from .export import write_sums
 from .loop import Plan, Recipe, compiled, train
+from .start import record_of, summed
 from .stream import SceneStream
 from .unet import contact_sheet
 from .vae import held_out_pictures
@@ -124,10 +125,9 @@ def train_pixel(plan: Plan, *, batch_size: int = 32, prediction_type: str = "sam
     """
     torch.manual_seed(31)
     unet, scheduler = build_pixel_unet(), build_pixel_scheduler(prediction_type)
-    before: dict[str, Any] = {"samples": 0, "seconds": 0.0}
+    before = record_of(plan.run / "pixel_start")
     if (plan.run / "pixel_start").is_dir():  # a former model to go on from, see `start.adopt`
         unet = UNet2DModel.from_pretrained(plan.run / "pixel_start" / "unet")
-        before = json.loads((plan.run / "pixel_start" / "record.json").read_text())
     elif (plan.run / "start").is_dir():
         warm_start(unet, UNet2DConditionModel.from_pretrained(plan.run / "start"))
     pixels = PixelDiffusion(unet, scheduler, "pocket-pixel")
@@ -160,7 +160,7 @@ def train_pixel(plan: Plan, *, batch_size: int = 32, prediction_type: str = "sam
         contact_sheet(sample_pixels(pixels, 16, steps=25), [""] * 16, columns=8, side=128).save(folder / "samples.png")
 
     record = train(Recipe("pixel", {"unet": unet}, stream, loss, 1e-3, show=show), plan)
-    record |= {name: round(record[name] + before[name], 1) for name in ("samples", "seconds")}
+    record = summed(record, before)
     unet.to("cpu")
     save_pixel(pixels, record, plan.run / "pixel")
     return record

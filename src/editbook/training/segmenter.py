@@ -36,6 +36,7 @@ from ..pocket.styles import COLOURLESS
 from .clip import spoil
 from .loop import Plan, Recipe, compiled, train
 from .reader import lesson
+from .start import record_of, summed
 from .stream import SceneStream
 
 LOOKS: tuple[str | None, ...] = (None, *COLOURS, *MATERIALS)
@@ -360,14 +361,15 @@ def _marks(
 def train_segmenter(plan: Plan, *, batch_size: int = 64) -> dict[str, Any]:
     """Train the pocket segmenter; saves `run/segmenter`."""
     torch.manual_seed(9)
-    network, before = SegmenterNetwork(), {"samples": 0, "seconds": 0.0}
+    network = SegmenterNetwork()
     network.centre.copy_(names().flatten(0, 1).mean(0))
     start = plan.run / "reader_start"  # `start.adopt` calls the start so for every network that is one file
     if start.is_dir():
-        network, before = load_network(start), json.loads((start / "record.json").read_text())
+        network = load_network(start)
         network.train().requires_grad_(True)
+    before = record_of(start)
     # Other scenes than those that the former run saw.
-    stream = PartStream(9 + int(before["samples"]), batch_size, reuse=8, pool=1024, workers=plan.workers)
+    stream = PartStream(9 + before["samples"], batch_size, reuse=8, pool=1024, workers=plan.workers)
 
     def objective(
         seen: dict[str, torch.Tensor],
@@ -400,7 +402,7 @@ def train_segmenter(plan: Plan, *, batch_size: int = 64) -> dict[str, Any]:
 
     record = train(Recipe("segmenter", {"segmenter": network}, stream, loss, learning_rate=2e-3), plan)
     network.to("cpu")
-    record |= {name: round(record[name] + before[name], 1) for name in ("samples", "seconds")}
+    record = summed(record, before)
     record["reader"] = reader_sum()
     record["held_out"] = measure_segmenter(network)
     save_segmenter(network, record, plan.run / "segmenter")

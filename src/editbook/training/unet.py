@@ -23,6 +23,7 @@ from ..pocket import sample_held_out
 from ..sampling import ClassifierFreeGuidance, Schedule, follow
 from .clip import padded_tokens
 from .loop import Plan, Recipe, compiled, train
+from .start import record_of, summed
 from .stream import SceneStream
 
 
@@ -102,10 +103,9 @@ def train_unet(plan: Plan, *, batch_size: int = 32, no_caption: float = 0.1) -> 
     text_encoder = CLIPTextModel.from_pretrained(plan.run / "text_encoder").to(plan.device)
     tokenizer = CLIPTokenizer.from_pretrained(plan.run / "tokenizer")
     unet, scheduler = build_unet(text_encoder.config.hidden_size), build_scheduler()
-    before = {"samples": 0, "seconds": 0.0}
+    before = record_of(plan.run / "start")
     if (plan.run / "start").is_dir():  # a former model to go on from, see `start.adopt`
         unet = UNet2DConditionModel.from_pretrained(plan.run / "start")
-        before = json.loads((plan.run / "start" / "record.json").read_text())
     scheduler.save_pretrained(plan.run / "scheduler")
     model = Model(unet, vae, text_encoder, tokenizer, scheduler, "pocket")
     networks = {"unet": unet, "text_encoder": text_encoder}
@@ -143,7 +143,7 @@ def train_unet(plan: Plan, *, batch_size: int = 32, no_caption: float = 0.1) -> 
         contact_sheet(pictures, [scene.caption() for scene in scenes]).save(folder / "samples.png")
 
     record = train(Recipe("unet", networks, stream, loss, learning_rate=7e-4, show=show), plan)
-    record |= {name: record[name] + before[name] for name in ("samples", "seconds")}
+    record = summed(record, before)
     for name, network in networks.items():
         network.to("cpu").save_pretrained(plan.run / name)
     (plan.run / "unet" / "record.json").write_text(json.dumps(record, indent=2))

@@ -16,6 +16,7 @@ from torch.nn import functional
 from ..errors import EditbookError
 from ..pocket import sample_held_out
 from .loop import Plan, Recipe, compiled, train
+from .start import kept_start, record_of, summed
 from .stream import SceneStream
 
 
@@ -63,16 +64,26 @@ def _round_trip(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
 
 
 def train_vae(plan: Plan, *, batch_size: int = 16) -> dict[str, Any]:
-    """Train the autoencoder and save it, with its measured scaling factor, in `run/vae`."""
+    """Train the autoencoder and save it, with its measured scaling factor, in `run/vae`.
+
+    If the run has adopted one, see `start.adopt`, it goes on from that. Its latents move, so a denoiser has to be
+    trained on them again; `train_decoder` leaves them where they are.
+    """
     torch.manual_seed(1)
-    vae = build_vae()
+    start = kept_start(plan.run, "vae", "vae")
+    before = record_of(start)
+    vae = build_vae() if start is None else AutoencoderKL.from_pretrained(start)
+    # Other scenes than those that the former run saw.
+    stream = SceneStream(1 + before["samples"], batch_size, reuse=4, workers=plan.workers)
 
     def objective(x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.mean + posterior.std * noise).sample
         return reconstruction_loss(x, y.float()) + 1e-6 * posterior.kl().mean()
 
-    record = _fit("vae", vae, objective, SceneStream(1, batch_size, reuse=4, workers=plan.workers), plan)
+    record = summed(_fit("vae", vae, objective, stream, plan), before)
+    if "decoder" in before:
+        record["decoder"] = before["decoder"]
     vae.register_to_config(scaling_factor=measure_scaling_factor(vae, held_out_pictures(512)))
     return _save(vae, record, plan.run)
 
@@ -89,7 +100,10 @@ def train_decoder(plan: Plan, *, batch_size: int = 16) -> dict[str, Any]:
     if not (plan.run / "vae" / "record.json").is_file():
         raise EditbookError(f"{plan.run / 'vae'} is not finished: run `editbook train vae --run {plan.run}` first.")
     torch.manual_seed(11)
-    vae = AutoencoderKL.from_pretrained(plan.run / "vae")
+    start = kept_start(plan.run, "vae", "decoder") or plan.run / "vae"
+    whole = record_of(start)
+    before = whole.get("decoder", record_of(None))
+    vae = AutoencoderKL.from_pretrained(start)
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(False)
 
@@ -98,10 +112,10 @@ def train_decoder(plan: Plan, *, batch_size: int = 16) -> dict[str, Any]:
             z = vae.encode(x).latent_dist.mode()
         return reconstruction_loss(x, vae.decode(z).sample.float())
 
-    stream = SceneStream(11, batch_size, reuse=4, workers=plan.workers)
+    # Other scenes than those that the former run saw.
+    stream = SceneStream(11 + before["samples"], batch_size, reuse=4, workers=plan.workers)
     tuned = _fit("decoder", vae, objective, stream, plan, learning_rate=5e-4, decay_from=0.0)
-    before = json.loads((plan.run / "vae" / "record.json").read_text())
-    return _save(vae, {**before, "decoder": tuned}, plan.run)
+    return _save(vae, {**whole, "decoder": summed(tuned, before)}, plan.run)
 
 
 def _fit(
