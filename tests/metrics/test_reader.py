@@ -115,7 +115,7 @@ def test_the_centre_of_a_mask():
 def test_an_untrained_reader_is_measured_near_chance(network):
     measured = measure_reader(network, 64)
     assert measured["word"] < 0.2
-    assert set(measured) == {*HEADS, *SCENE_HEADS, "objects", "mask_iou"}
+    assert set(measured) == {*HEADS, "colour", "material", *SCENE_HEADS, "objects", "mask_iou"}
 
 
 def test_a_saved_reader_answers_the_same_to_half_precision(network, tmp_path):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
+import editbook
 from editbook.metrics import Reader
+from editbook.model import SHIPPED
 from editbook.perception.reader import OWN, ReaderNetwork, Reading, ReadObject
-from editbook.pocket import Scene, Thing, sample_held_out
+from editbook.pocket import Scene, Thing, bench, sample_held_out
 from editbook.pocket.distribution import is_held_out
 from editbook.training import report as module
-from editbook.training.report import Figure, agreement, redrawn, report, samples, scenes
+from editbook.training.report import Figure, agreement, redrawn, report, samples, scenes, sizes, speed
 
 
 def perfect(scene: Scene) -> Reading:
@@ -89,6 +92,49 @@ def test_every_part_runs_and_is_written_as_it_goes(pocket_model, tmp_path, monke
     assert all(np.isfinite(figure.value) for figure in figures)
     assert written[0]["met"] == figures[0].met
     assert {"autoencoder, PSNR in dB", "reader, mask_iou", "pocket-FID of samples"} <= {f.what for f in figures}
+
+
+def weight_megabytes(folder):
+    return sum(path.stat().st_size for path in folder.glob("**/*.safetensors")) / 1e6
+
+
+def test_what_ships_is_counted_and_nothing_that_lies_beside_it(pocket_model, tmp_path):
+    _, shipped = sizes(pocket_model)
+    assert shipped == Figure("all shipped weights, MB", weight_megabytes(SHIPPED), 40.0, at_most=True)
+    shutil.copytree(SHIPPED / "pocket", tmp_path / "run" / "model")
+    shutil.copytree(SHIPPED / "pocket" / "vae", tmp_path / "run" / "vae")
+    unet, whole = sizes(editbook.load(tmp_path / "run" / "model"))
+    assert whole == Figure("all weights of this model, MB", weight_megabytes(SHIPPED / "pocket"))
+    assert unet.value == (SHIPPED / "pocket/unet/diffusion_pytorch_model.safetensors").stat().st_size / 2**20
+
+
+def test_a_model_without_a_folder_has_no_files_but_a_speed(random_model):
+    assert sizes(random_model) == []
+    (figure,) = speed(random_model)
+    assert (figure.what, figure.bar) == ("50 steps of a batch of 4, seconds on two CPU threads", 2.5)
+    assert figure.value > 0
+
+
+def test_speed_is_taken_on_two_threads_after_a_step_to_warm_up(random_model, monkeypatch):
+    calls = []
+
+    def spy(model, noise, path, guidance):
+        calls.append((torch.get_num_threads(), len(noise), len(path)))
+
+    monkeypatch.setattr(module, "follow", spy)
+    before = torch.get_num_threads()
+    speed(random_model)
+    assert calls == [(2, 4, 1), (2, 4, 50)]
+    assert torch.get_num_threads() == before
+
+
+def test_by_default_every_object_change_is_edited(random_model, tmp_path, monkeypatch):
+    counts = []
+    for part in ("sizes", "speed", "autoencoder", "reading", "pointing", "inverting", "drawing", "load_reader"):
+        monkeypatch.setattr(module, part, lambda *_: [])
+    monkeypatch.setattr(module, "swapping", lambda model, reader, count: counts.append(count) or [])
+    report(random_model, tmp_path)
+    assert counts[0] >= len(bench().of_type("change object")) == 80
 
 
 def test_a_kill_loses_one_part_only(pocket_model, tmp_path, monkeypatch):

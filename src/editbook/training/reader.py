@@ -18,6 +18,7 @@ from ..pocket.sprites import sprite
 from ..pocket.styles import COLOURLESS
 from .clip import spoil
 from .loop import Plan, Recipe, compiled, train
+from .start import record_of, summed
 from .stream import SceneStream
 
 _IGNORED = -100  # what torch's cross-entropy passes over
@@ -106,8 +107,10 @@ def measure_reader(network: ReaderNetwork, count: int = 1024) -> dict[str, float
     """Accuracy of every head and mean IoU of the masks on held-out scenes, read under the network's own masks.
 
     What is said of an object is asked of the objects that are there; "objects" asks whether their number is right.
+    "look" is asked of all objects but those of a sketch, which shows none; "colour" and "material" are its answers to
+    the objects that have one. What no scene asks is left out.
     """
-    right_of: dict[str, list[bool]] = {name: [] for name in (*HEADS, *SCENE_HEADS, "objects")}
+    right_of: dict[str, list[bool]] = {name: [] for name in (*HEADS, "colour", "material", *SCENE_HEADS, "objects")}
     overlaps = []
     for first in range(0, count, 64):
         scenes = [sample_held_out(40_000_000 + seed) for seed in range(first, min(first + 64, count))]
@@ -121,25 +124,29 @@ def measure_reader(network: ReaderNetwork, count: int = 1024) -> dict[str, float
                     right_of["objects"].append(int((said != HEADS["word"].index(NONE)).sum()) == there)
                 asked = answer != _IGNORED if name in SCENE_HEADS else (answer != _IGNORED) & (np.arange(SLOTS) < there)
                 right_of[name] += list((said == answer)[asked].flatten())
+                if name == "look" and scene.style not in COLOURLESS:
+                    for thing, right in zip(scene.objects, said == answer, strict=False):
+                        if thing.colour or thing.material:
+                            right_of["colour" if thing.colour else "material"].append(right)
             found = answers["masks"][row].argmax(0)
             for slot in range(len(scene.objects)):
                 exact, read = pairs[row, 1, slot] > 127, found == slot + 1
                 overlaps.append(float((exact & read).sum() / (exact | read).sum().clamp(min=1)))
-    return {name: round(float(np.mean(right)), 4) for name, right in right_of.items()} | {
-        "mask_iou": round(float(np.mean(overlaps)), 4)
-    }
+    shares = right_of | {"mask_iou": overlaps}
+    return {name: round(float(np.mean(values)), 4) for name, values in shares.items() if values}
 
 
 def train_reader(plan: Plan, *, batch_size: int = 64) -> dict[str, Any]:
     """Train the reader; saves `run/reader`. A third of the pictures is blurred and noisy, as a model's may be."""
     torch.manual_seed(7)
-    network, before = ReaderNetwork(), {"samples": 0, "seconds": 0.0}
+    network = ReaderNetwork()
     start = plan.run / "reader_start"
     if start.is_dir():  # a former reader to go on from, see `start.adopt`
-        network, before = load_reader(start).network, json.loads((start / "record.json").read_text())
+        network = load_reader(start).network
         network.train().requires_grad_(True)
+    before = record_of(start)
     # Other scenes than those that the former run saw.
-    stream = LabelledStream(8 + int(before["samples"]), batch_size, reuse=4, pool=4096, workers=plan.workers)
+    stream = LabelledStream(8 + before["samples"], batch_size, reuse=4, pool=4096, workers=plan.workers)
 
     def objective(x: torch.Tensor, masks: torch.Tensor, right: dict[str, torch.Tensor]) -> torch.Tensor:
         # Half of the batch is read under the exact masks, half under the network's own, which it will have to use.
@@ -161,7 +168,7 @@ def train_reader(plan: Plan, *, batch_size: int = 64) -> dict[str, Any]:
 
     record = train(Recipe("reader", {"reader": network}, stream, loss), plan)
     network.to("cpu")
-    record |= {name: round(record[name] + before[name], 1) for name in ("samples", "seconds")}
+    record = summed(record, before)
     record["held_out"] = measure_reader(network)
     save_reader(network, record, plan.run / "reader")
     return record
