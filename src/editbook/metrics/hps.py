@@ -88,7 +88,11 @@ class PocketPreference:
         self.tower = tower or pocket_clip()
 
     def __call__(self, image: Picture, prompt: str) -> Score:
-        """The score, in [-100, 100]; seldom below 0."""
+        """The score, in [-100, 100]; seldom below 0.
+
+        Raises:
+            EditbookError: The picture cannot be read, or the prompt leaves no room for the quality phrases.
+        """
         texts = self.tower.texts([prompt, *(f"{prompt}, {quality}" for quality in QUALITIES)])
         cosines = functional.cosine_similarity(self.tower.images([as_image(image, "image")]), texts)
         likely = (self.tower.model.logit_scale.exp() * cosines[1:]).softmax(0)
