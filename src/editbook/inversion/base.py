@@ -15,7 +15,9 @@ only has another c_t: sqrt(1 - alpha_{t-1} - sigma^2) / sqrt(alpha_{t-1}) - gamm
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -169,11 +171,16 @@ INVERSIONS: dict[str, type[Inverter]] = {}
 
 @dataclass
 class Inverter:
-    """Makes an `Inversion`. Options are fields with the paper's defaults; a subclass with an `id` is registered."""
+    """Makes an `Inversion`. Options are fields with the paper's defaults; a subclass with an `id` is registered.
+
+    Whatever a subclass does in its call, its input has been checked before, see `check`.
+    """
 
     id: ClassVar[str]
     needs_source_row: ClassVar[bool] = False
     """Whether the guidance of the way back takes row 0 for the source, so that no edit can be sampled by itself."""
+    takes_batch: ClassVar[bool] = False
+    """Whether it inverts several latents at once, each as if it were alone."""
 
     def __post_init__(self) -> None:
         check_fields(self.id, self)
@@ -182,6 +189,17 @@ class Inverter:
         super().__init_subclass__()
         if "id" in cls.__dict__:
             INVERSIONS[cls.id] = cls
+        if "__call__" in cls.__dict__:
+            cls.__call__ = _checked(cls.__call__)  # type: ignore[method-assign]
+
+    @property
+    def needs_prompt(self) -> bool:
+        """Whether it is made for the source prompt, and an empty one is most likely forgotten; see `check_prompt`."""
+        return False
+
+    def walk_length(self, schedule: Schedule) -> int:
+        """How many moves the way back has: all steps, but for an inversion that skips some."""
+        return schedule.steps
 
     def __call__(
         self,
@@ -198,19 +216,75 @@ class Inverter:
 
         Args:
             model: The model.
-            z_0: The picture's latent (1, channels, height, width), from `Model.encode`.
+            z_0: The picture's latent (1, channels, height, width), from `Model.encode`; n of them where the inversion
+                `takes_batch`.
             prompt: The source prompt.
             schedule: The steps.
-            guidance_scale: w with which the edit will sample; some inversions are made for one w.
+            guidance_scale: w with which the edit will sample, at least 0; some inversions are made for one w.
             seed: Of random draws, where there are any.
             callbacks: Get each `Step`.
+
+        Raises:
+            EditbookError: See `check`.
         """
         raise NotImplementedError
+
+    def check(self, model: Model, z_0: torch.Tensor, guidance_scale: float) -> None:
+        """Raise an `EditbookError` if the inversion cannot begin with these.
+
+        Args:
+            model: The model.
+            z_0: Latents of the model's own size, (n, channels, height, width), n = 1 unless it `takes_batch`.
+            guidance_scale: w, a finite number of at least 0.
+        """
+        if z_0.ndim != 4 or tuple(z_0.shape[1:]) != model.latent_shape:
+            expected = ", ".join(map(str, model.latent_shape))
+            raise EditbookError(
+                f"z_0 of {self.id} must be latents (n, {expected}), as Model.encode gives them, got {tuple(z_0.shape)}."
+            )
+        if len(z_0) != 1 and not self.takes_batch:
+            raise EditbookError(f"{self.id} inverts one latent at a time, got {len(z_0)}: call it for each of them.")
+        if not 0 <= guidance_scale < math.inf:
+            raise EditbookError(
+                f"guidance_scale of {self.id} must be a finite number of at least 0, got {guidance_scale!r}."
+            )
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise an `EditbookError` if the inversion needs a source prompt and got none.
+
+        For methods whose source prompt may be left out. Those that invert under the empty prompt on purpose, as
+        MasaCtrl does, do not ask.
+        """
+        if self.needs_prompt and not prompt.strip():
+            raise EditbookError(
+                f"The inversion {self.id} needs a source prompt: give source='...', which describes the picture as it "
+                "is, or take inversion='ddim-inversion', which can do without."
+            )
 
     @classmethod
     def options(cls) -> dict[str, Any]:
         """Every option with its default."""
         return {item.name: getattr(cls(), item.name) for item in dataclasses.fields(cls)}
+
+
+def _checked(invert: Callable[..., Inversion]) -> Callable[..., Inversion]:
+    """An inverter's call that looks at its input first."""
+
+    @functools.wraps(invert)
+    def call(
+        self: Inverter,
+        model: Model,
+        z_0: torch.Tensor,
+        prompt: str,
+        schedule: Schedule,
+        *,
+        guidance_scale: float = 7.5,
+        **options: Any,
+    ) -> Inversion:
+        self.check(model, z_0, guidance_scale)
+        return invert(self, model, z_0, prompt, schedule, guidance_scale=guidance_scale, **options)
+
+    return call
 
 
 def inversion_name(name: str) -> str:

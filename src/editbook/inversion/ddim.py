@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..model import Model
+from ..options import option
 from ..sampling import Attention, Callback, ClassifierFreeGuidance, Schedule, Trajectory, follow
 from .base import Inversion, Inverter
 
@@ -57,8 +58,9 @@ class DDIM(Inverter):
     """
 
     id: ClassVar[str] = "ddim-inversion"
+    takes_batch: ClassVar[bool] = True
     timestep: str = "next"
-    inversion_scale: float = 1.0
+    inversion_scale: float = option(1.0, low=0, hint="1 is no guidance")
 
     def __call__(
         self, model: Model, z_0: torch.Tensor, prompt: str, schedule: Schedule, *, callbacks: Any = (), **_: Any

@@ -105,6 +105,7 @@ class ExceptionalPrompt(Inverter):
     """
 
     id: ClassVar[str] = "exceptional-prompt"
+    takes_batch: ClassVar[bool] = True
     token: int = -1
 
     def __call__(

@@ -157,13 +157,17 @@ class InvertingMethod(Method):
         """The request's picture, inverted under its source prompt; or the seed's noise, where there is no picture.
 
         Raises:
-            EditbookError: There is no picture, and the method or the inversion needs one.
+            EditbookError: There is no picture, and the method or the inversion needs one; or no source prompt, and the
+                method does without but the inversion does not.
         """
         if request.image is None:
             if not self.generates or self.inversion != "ddim-inversion":
                 raise EditbookError("An inversion needs a picture.")
             z_T = model.random_latent(request.seed)
             return Inversion([z_T], [], schedule.sampling(), request.source, source_scale=None)
+        # A method that takes a source prompt, and inverts under the empty one all the same, does so on purpose.
+        if not any(name.startswith("source prompt") for name in self.card.inputs):
+            self.inverter.check_prompt(request.source)
         return self.inverter(
             model,
             model.encode(request.image),
@@ -211,7 +215,15 @@ def sample_back(
 
     Returns:
         z_0 of every row, (len(prompts), channels, height, width).
+
+    Raises:
+        EditbookError: The inversion is that of several pictures.
     """
+    if len(inversion.z_T) != 1:
+        raise EditbookError(
+            f"Sampling back has one picture's source row, and the inversion has {len(inversion.z_T)} pictures: "
+            "invert them one by one."
+        )
     inversion.sampled = Trajectory(rows=1)
     parts = [*([inversion.blend] if inversion.blend else []), *blends]
 

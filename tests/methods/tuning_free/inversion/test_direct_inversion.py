@@ -119,6 +119,7 @@ def test_cost(random_model, picture):
         ("injection", float("nan")),
         ("injection_steps", -1),
         ("injection_steps", 2.5),
+        ("injection_steps", 1000),
         ("align", "offical"),
         ("injected", "noises"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
 
@@ -137,8 +139,39 @@ def test_gradients_pass_through_every_step_and_agree_with_differences(model64, p
         assert gradient[i] != 0
 
 
+@pytest.mark.parametrize("inversion", ["edit-friendly", "ledits-pp"])
+def test_switch_and_weights_count_the_steps_that_are_walked(model64, picture, inversion):
+    """Edit-friendly inversion leaves 4 of 6 steps: each of those has a weight, and each weight acts."""
+    walked = 4 if inversion == "edit-friendly" else 6
+    method = DisentanglementDiffusion(steps=6, epochs=1, switch=0.7, inversion=inversion)
+    made = editbook.edit(model64, picture, method, source=SOURCE, target=TARGET)
+    assert len(made.inversion.moves) == walked
+    held = round(0.7 * walked)
+    assert method.learned.weights[0] == [1.0] * held + [0.0] * (walked - held)
+    assert all(abs(value) > 0 for value in method.learned.gradient)
+    hard = edit(model64, picture, steps=6, epochs=0, switch=0.7, inversion=inversion)
+    assert hard.image.tobytes() != hard.reconstruction.tobytes()
+    again = edit(model64, picture, steps=6, weights=method.learned.weights[-1], inversion=inversion)
+    assert again.image.tobytes() == made.image.tobytes()
+    before = model64.nfe
+    with pytest.raises(EditbookError, match=f"weights must hold {walked} numbers"):
+        edit(model64, picture, steps=6, weights=[0.0] * (walked + 1), inversion=inversion)
+    assert model64.nfe == before
+
+
+def hashes(model):
+    """One of every part that has weights."""
+    parts = {"unet": model.unet, "vae": model.vae, "text encoder": model.text_encoder, "clip": model.clip}
+    return {
+        name: hashlib.sha256(
+            b"".join(value.cpu().numpy().tobytes() for value in part.state_dict().values())
+        ).hexdigest()
+        for name, part in parts.items()
+    }
+
+
 def test_only_n_numbers_are_learned_and_the_model_is_untouched(model64, picture):
-    before = {name: value.clone() for name, value in model64.unet.state_dict().items()}
+    before = hashes(model64)
     method = DisentanglementDiffusion(steps=STEPS, epochs=3)
     editbook.edit(model64, picture, method, source=SOURCE, target=TARGET)
     learned = method.learned
@@ -148,8 +181,9 @@ def test_only_n_numbers_are_learned_and_the_model_is_untouched(model64, picture)
     assert len(learned.clip) == len(learned.perceptual) == 3
     assert len(learned.gradient) == STEPS
     assert all(abs(value) > 0 for value in learned.gradient)
-    assert all(torch.equal(before[name], value) for name, value in model64.unet.state_dict().items())
-    assert all(parameter.grad is None for part in (model64.unet, model64.vae) for parameter in part.parameters())
+    assert hashes(model64) == before
+    parts = (model64.unet, model64.vae, model64.text_encoder, model64.clip)
+    assert all(parameter.grad is None for part in parts for parameter in part.parameters())
 
 
 def test_learned_weights_repeat_the_picture_without_clip(model64, random_model64, picture):
@@ -227,7 +261,7 @@ def test_what_it_is_for(pocket_model):
         result = editbook.edit(pocket_model, task.source_image, method, **prompts)
         return method.learned, *(psnr(result.image, task.truth, mask) for mask in (task.mask, 1 - task.mask))
 
-    learned, inside, outside = make(epochs=5)
+    learned, inside, outside = make(epochs=10)
     _, all_inside, all_outside = make(switch=0.0, epochs=0)
     balance = learned.clip[0] / learned.perceptual[0]
     losses = [clip + balance * distance for clip, distance in zip(learned.clip, learned.perceptual, strict=True)]

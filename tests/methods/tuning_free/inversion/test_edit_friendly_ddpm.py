@@ -138,9 +138,9 @@ def test_what_skip_and_independence_are_for(pocket_model):
     tasks = [editbook.pocket.task(name) for name in ("cat-to-fox", "red-to-blue-bus", "jumping-dog")]
     outside = {}
     for name, options in {
-        "late": {"skip": 0.6},
+        "late": {"skip": 0.36},
         "early": {"skip": 0.0},
-        "chained": {"skip": 0.6, "chained": True},
+        "chained": {"skip": 0.36, "chained": True},
     }.items():
         edits = [
             editbook.edit(

@@ -82,6 +82,23 @@ def test_until_the_switch_nothing_depends_on_the_target(random_model, picture):
     assert not torch.equal(walks[0].latents[4][1], walks[2].latents[4][1])
 
 
+def test_equation_9_can_be_read_off_the_edit_as_elsewhere(random_model64, picture):
+    """The copy that carries the prompt schedule is the one that is sampled; the edit hands out the original."""
+    inversion = sampled(random_model64, picture)[0].inversion
+    gap = inversion.gap()
+    torch.testing.assert_close(gap.left, gap.right, rtol=1e-9, atol=1e-9)
+    reached = inversion.latents[-1] + gap.right[-1] * inversion.moves[-1].alpha_to ** 0.5
+    torch.testing.assert_close(reconstruct(random_model64, inversion), reached, rtol=0, atol=1e-8)
+
+
+def test_the_switch_counts_the_steps_that_are_walked(random_model, picture):
+    """Edit-friendly inversion leaves 7 of 10 steps; 0.7 of those are 5."""
+    edit, walk = sampled(random_model, picture, steps=10, inversion="edit-friendly", switch=0.7, text_steps=0)
+    together = [torch.equal(z[0], z[1]) for z in walk.latents]
+    assert together == [True] * 6 + [False] * 2
+    assert edit.image.tobytes() != edit.reconstruction.tobytes()
+
+
 def test_without_text_optimisation_eta_means_nothing(random_model, picture):
     images = {sampled(random_model, picture, text_steps=0, eta=eta)[0].image.tobytes() for eta in (0.0, 0.5, 1.0)}
     assert len(images) == 1
@@ -113,14 +130,16 @@ def test_switch_asks_the_one_whose_turn_it_is():
         ({"switch": 1.5}, "switch"),
         ({"eta": -0.1}, "eta"),
         ({"eta": float("nan")}, "eta"),
-        ({"text_steps": -1}, "steps of text"),
-        ({"text_rate": 0.0}, "learning rate"),
-        ({"text_batch": 0}, "batch of text"),
+        ({"text_steps": -1}, "text_steps"),
+        ({"text_rate": 0.0}, "text_rate"),
+        ({"text_batch": 0}, "text_batch"),
     ],
 )
-def test_bad_options_raise(random_model, picture, option, message):
+def test_bad_options_raise_before_any_work(random_model, picture, option, message):
+    before = random_model.nfe
     with pytest.raises(EditbookError, match=message):
         sampled(random_model, picture, **option)
+    assert random_model.nfe == before
 
 
 def test_what_its_two_knobs_trade(pocket_model):

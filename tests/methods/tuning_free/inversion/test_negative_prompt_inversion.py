@@ -57,6 +57,15 @@ def test_the_same_prompt_twice_gives_the_reconstruction(random_model, picture):
     assert edit.image.tobytes() == edit.reconstruction.tobytes()
 
 
+def test_the_source_row_of_an_edit_is_the_reconstruction_alone(random_model64, picture):
+    """Beside a target row, under Prompt-to-Prompt and any w, the source row is what one row would have been."""
+    edit = editbook.edit(
+        random_model64, picture, "negative-prompt-inversion", source=SOURCE, target=TARGET, steps=5, guidance_scale=9.0
+    )
+    alone = reconstruct(random_model64, invert(random_model64, picture))
+    torch.testing.assert_close(edit.inversion.sampled.latents[-1], alone, rtol=0, atol=1e-10)
+
+
 def test_cost_is_inversion_a_source_row_and_a_guided_row(random_model, picture):
     edit = editbook.edit(random_model, picture, "negative-prompt-inversion", source=SOURCE, target=TARGET, steps=5)
     assert edit.nfe == 5 + 5 * 3

@@ -8,8 +8,8 @@ import torch
 import editbook
 from editbook.errors import EditbookError
 from editbook.inversion import make_inverter
-from editbook.methods.base import reconstruct
-from editbook.sampling import Schedule
+from editbook.methods.base import guided, reconstruct, sample_back
+from editbook.sampling import Schedule, follow
 
 SOURCE = "a photo of a cat on the beach"
 TARGET = "a photo of a fox on the beach"
@@ -33,6 +33,15 @@ def test_also_under_prompt_to_prompt(random_model, picture):
     edit = editbook.edit(random_model, picture, "pnp-inversion", source=SOURCE, target=TARGET, steps=4)
     sampled, inverted = edit.inversion.sampled.latents, edit.inversion.latents
     assert all(torch.equal(z, z_star) for z, z_star in zip(sampled, inverted, strict=True))
+
+
+def test_with_equal_prompts_and_no_control_the_target_drifts_as_ddim_does(random_model64, picture):
+    model, inversion = random_model64, invert(random_model64, picture)
+    source, target = sample_back(model, inversion, [SOURCE, SOURCE], 7.5).split(1)
+    drift = follow(model, inversion.z_T, inversion.moves, guided(model, [SOURCE], 7.5))
+    assert torch.equal(source, model.encode(picture))
+    torch.testing.assert_close(target, drift, rtol=0, atol=1e-10)
+    assert (target - source).abs().max() > 1e-2
 
 
 def test_corrections_are_the_negative_of_equation_9s_terms(random_model64, picture):

@@ -205,12 +205,30 @@ def test_mutual_self_attention_is_what_it_says(random_model64, picture):
         ({"attention": "masa"}, "attention"),
         ({"inject_null": "all"}, "inject_null"),
         ({"mutual_start": -1}, "mutual_start"),
+        ({"attention": "masactrl", "mutual_start": 1000}, "mutual_start must be at most the 2 steps"),
+        ({"source_guidance_scale": -1.0}, "source_guidance_scale"),
         ({"attention": "masactrl", "reweight": {"fox": 2.0}}, "prompt-to-prompt"),
     ],
 )
 def test_bad_options_raise(random_model, picture, options, message):
     with pytest.raises(EditbookError, match=message):
         editbook.edit(random_model, picture, "proxedit", source=SOURCE, target=TARGET, steps=2, **options)
+
+
+def test_the_background_error_falls_with_q(pocket_model):
+    """From Negative-prompt Inversion's down to the reconstruction's."""
+    from editbook.metrics import psnr
+
+    task = editbook.pocket.task("cat-to-fox")
+    outside = []
+    for quantile in (0.0, 0.7, 0.9, 1.0):
+        options = {"steps": 20, "quantile": quantile, "pull": "none"}
+        prompts = {"source": task.source_prompt, "target": task.target_prompt}
+        edit = editbook.edit(pocket_model, task.source_image, "proxedit", **prompts, **options)
+        outside.append(psnr(edit.image, task.source_image, 1 - task.mask))
+    assert outside == sorted(outside)
+    assert outside[-1] == pytest.approx(psnr(edit.reconstruction, task.source_image, 1 - task.mask), abs=0.1)
+    assert outside[-1] > outside[0] + 3
 
 
 def test_it_repairs_what_negative_prompt_inversion_does_around_the_edit(pocket_model):

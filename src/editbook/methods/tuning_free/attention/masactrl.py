@@ -69,7 +69,7 @@ class MasaCtrl(InvertingMethod):
     mask_threshold: float = option(0.1, above=0, below=1)
     source_mask: Any = None
     target_mask: Any = None
-    source_guidance_scale: float | None = None
+    source_guidance_scale: float | None = option(None, low=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

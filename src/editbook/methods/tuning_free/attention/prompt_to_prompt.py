@@ -124,7 +124,7 @@ class PromptToPrompt(InvertingMethod):
     word_replace: Mapping[str, float] = field(default_factory=dict)
     blend: str | tuple[str, str] | None = None
     blend_threshold: float = 0.3
-    source_guidance_scale: float | None = None
+    source_guidance_scale: float | None = option(None, low=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,6 +20,9 @@ class DDIMInversion(InvertingMethod):
     another inversion it shows what that inversion does by itself.
 
     With a mask, the inverted trajectory is pasted back outside it.
+
+    Cost: 4 N evaluations, N up and 3 N down: one for the source row, which is not guided, two for the guided target.
+    Editing alone takes 3 N; the source row is ours, and shows the reconstruction.
     """
 
     card: ClassVar[Card] = Card(

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ....errors import EditbookError
 from ....inversion import Inversion, Inverter, ddim_inversion
 from ....model import Model
 from ....options import option
@@ -37,6 +38,7 @@ class Direct(Inverter):
 
     id: ClassVar[str] = "direct-inversion"
     needs_source_row: ClassVar[bool] = True
+    takes_batch: ClassVar[bool] = True
     injection: float = option(0.5, low=0, high=1, what="a share of the noise")
     injection_steps: int | None = option(None, low=0, what="a number of steps", hint="None is all")
     align: str = option("exact", among=("exact", "official"))
@@ -52,7 +54,14 @@ class Direct(Inverter):
         callbacks: Iterable[Callback] = (),
         **_: Any,
     ) -> Inversion:
-        """DDIM inversion under the empty prompt; the source prompt is not used."""
+        """DDIM inversion under the empty prompt; the source prompt is not used.
+
+        Raises:
+            EditbookError: More steps are to be injected than there are.
+        """
+        steps = schedule.steps if self.injection_steps is None else self.injection_steps
+        if steps > schedule.steps:
+            raise EditbookError(f"injection_steps must be at most the {schedule.steps} steps of the walk, got {steps}.")
         inversion = ddim_inversion(model, z_0, "", schedule, timestep="current", callbacks=callbacks)
         remembered = inversion.noises
         if self.injected == "latent":
@@ -62,7 +71,6 @@ class Direct(Inverter):
             with torch.no_grad():
                 last = model.noise(inversion.z_T, inversion.moves[0].t, model.embed(""))
             remembered = [last, *remembered[:-1]]
-        steps = schedule.steps if self.injection_steps is None else self.injection_steps
         inversion.guide = lambda guidance: _Injected(guidance, inversion.noises, remembered[:steps], self.injection)
         return inversion
 
@@ -90,7 +98,10 @@ class DirectInversion(DDIMInversion):
 
     Not the paper of the same first name by Ju et al., which the survey describes under this reference; that one is
     `pnp-inversion`. Defaults are those of the official notebook (the code's signature has 50 steps, w = 7.5, and no
-    injection). The paper has no source row: ours, which repeats the picture, costs one evaluation a step.
+    injection).
+
+    Cost: 4 N evaluations, N up and 3 N down. The paper's are 3 N, for it has no source row; ours, which repeats the
+    picture beside the edit, costs one evaluation a step.
     """
 
     card: ClassVar[Card] = Card(

@@ -58,7 +58,7 @@ class DisentanglementDiffusion(InvertingMethod):
 
     Args:
         switch: t* / N in [0, 1]: the share of steps that begin with the source prompt; 0.4 for local attributes, 0.2 to
-            0.25 for styles.
+            0.25 for styles. N counts the steps of the way back, wherever an inversion skips some.
         late: lambda of the other steps at the start; the paper takes -0.1 to -0.2 for stubborn styles.
         epochs: Updates of the weights; 0 leaves the hard switch, and needs no CLIP.
         learning_rate: Of Adam.
@@ -100,12 +100,13 @@ class DisentanglementDiffusion(InvertingMethod):
             )
         if not all(math.isfinite(value) for value in self.weights or ()):
             raise EditbookError("weights must be finite numbers.")
-        if self.weights is not None and len(self.weights) != self.steps:
-            raise EditbookError(f"weights must hold {self.steps} numbers, one for each step, not {len(self.weights)}.")
 
     def __call__(self, model: Model, request: Request) -> Edit:
         """Sample the neutral picture, learn the weights, sample with them."""
         schedule = Schedule(model.scheduler, self.steps)
+        total = self.inverter.walk_length(schedule)
+        if self.weights is not None and len(self.weights) != total:
+            raise EditbookError(f"weights must hold {total} numbers, one for each step, not {len(self.weights)}.")
         model.embed([request.source, request.target])  # prompts that cannot be used should cost no walk
         inversion = self.invert(model, request, schedule)
         neutral = reconstruct(model, inversion, self.guidance_scale, request.callbacks)
@@ -123,16 +124,21 @@ class DisentanglementDiffusion(InvertingMethod):
                 gradients=weights.requires_grad,
             )
 
-        self.learned = self._learn(model, request, neutral, sample)
+        self.learned = self._learn(model, request, total, neutral, sample)
         z_0 = sample(torch.tensor(self.learned.weights[-1]).to(neutral))
         return finish(model, request, inversion, torch.cat([neutral, z_0]))
 
     def _learn(
-        self, model: Model, request: Request, neutral: torch.Tensor, sample: Callable[[torch.Tensor], torch.Tensor]
+        self,
+        model: Model,
+        request: Request,
+        total: int,
+        neutral: torch.Tensor,
+        sample: Callable[[torch.Tensor], torch.Tensor],
     ) -> Learned:
         """Adam on lambda, through all steps and the decoder."""
-        held = whole_steps(self.switch, self.steps, nearest=True)
-        start = self.weights or [1.0] * held + [float(self.late)] * (self.steps - held)
+        held = whole_steps(self.switch, total, nearest=True)
+        start = self.weights or [1.0] * held + [float(self.late)] * (total - held)
         learned = Learned([list(start)])
         if self.weights is not None or self.epochs == 0:
             return learned

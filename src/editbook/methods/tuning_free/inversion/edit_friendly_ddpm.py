@@ -52,6 +52,15 @@ class EditFriendly(Inverter):
     keep_last: bool = True
     chained: bool = False
 
+    @property
+    def needs_prompt(self) -> bool:
+        """The maps are made under it, unless without guidance towards any."""
+        return self.inversion_scale > 0
+
+    def walk_length(self, schedule: Schedule) -> int:
+        """The steps that are kept."""
+        return len(kept_part(schedule, self.skip))
+
     def __call__(
         self,
         model: Model,
@@ -85,6 +94,10 @@ class EditFriendlyDDPM(DDIMInversion):
 
     No attention is controlled; the maps alone hold the layout. For the paper's combination with Prompt-to-Prompt, call
     `prompt-to-prompt` with `inversion="edit-friendly-ddpm"` (its setting: skip 0.12, w 9, cross 0.6, self 0.2).
+
+    Cost: 6 N evaluations, where N steps are kept: two each for the guided extraction, the source row and the target.
+    The paper's are 4 N, for it samples the target alone; our source row must be guided as the maps were, to repeat the
+    picture.
     """
 
     card: ClassVar[Card] = Card(

@@ -54,8 +54,8 @@ class LatentInversionTimestepAware(InvertingMethod):
     below are our own choices. Any other inversion may take DDIM's place: the source phase then repeats its source row.
 
     Args:
-        switch: tau in [0, 1], the share of the steps, from the noisiest on, that the source prompt conditions. 1 gives
-            the reconstruction, 0 samples with the target throughout.
+        switch: tau in [0, 1], the share of the steps of the way back, from the noisiest on, that the source prompt
+            conditions. 1 gives the reconstruction, 0 samples with the target throughout.
         eta: How much of e_tgt is in the target phase's embedding, in [0, 1]; the rest is e_opt.
         text_steps: Steps of the text optimisation; 0 leaves e_opt = e_tgt.
         text_rate: Its learning rate, see `fit_embedding`.
@@ -77,9 +77,9 @@ class LatentInversionTimestepAware(InvertingMethod):
     )
     switch: float = fraction(0.2)
     eta: float = option(0.8, low=0, high=1)
-    text_steps: int = 100
-    text_rate: float = 1e-2
-    text_batch: int = 4
+    text_steps: int = option(100, low=0)
+    text_rate: float = option(1e-2, above=0)
+    text_batch: int = option(4, low=1)
 
     def __call__(self, model: Model, request: Request) -> Edit:
         """Fit the text, invert the latent, sample with the source prompt and then with the mixed embedding."""
@@ -98,18 +98,20 @@ class LatentInversionTimestepAware(InvertingMethod):
             seed=request.seed,
         )
         mixed = torch.lerp(fitted, target, self.eta)
-        at = whole_steps(self.switch, self.steps, nearest=True)
+        at = whole_steps(self.switch, len(inversion.moves), nearest=True)
         blends: list[Blend] = [lambda step: step.z_next[:1].expand_as(step.z_next) if step.i < at else step.z_next]
         if request.mask is not None:
             blends.append(KeepSource(inversion.latents[1:], request.mask, slice(1, None)))
+        scheduled = timestep_aware(model, inversion, mixed, at, self.guidance_scale)
         z_0 = sample_back(
             model,
-            timestep_aware(model, inversion, mixed, at, self.guidance_scale),
+            scheduled,
             [request.source, request.target],
             self.guidance_scale,
             blends=blends,
             callbacks=request.callbacks,
         )
+        inversion.sampled = scheduled.sampled
         return finish(model, request, inversion, z_0)
 
 
