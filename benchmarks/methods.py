@@ -31,8 +31,8 @@ sys.path.append(str(Path(__file__).parents[1] / "tests" / "methods"))
 from quick import QUICK
 
 TASK = "121000000020"  # of PocketBench: the cat in the forest becomes a snowman
-# Attention maps must be formed where Prompt-to-Prompt edits them; all others stay on fused attention. The inversion
-# chapter's methods run on Prompt-to-Prompt, too, but their own walk and updates count as well: they have the common goal.
+# Attention maps must be formed where Prompt-to-Prompt edits them; all others stay on fused attention. Methods of the
+# inversion chapter that run on Prompt-to-Prompt have the common goal all the same.
 MAPS = ("prompt-to-prompt", "baret", "mag-edit", "cross-image-attention", "ti-guided-edit", "tf-icon")
 # Where the options that make a test quick leave out what shall be timed.
 TIMED: dict[str, dict[str, object]] = {"disentanglement-diffusion": {"epochs": 1}}

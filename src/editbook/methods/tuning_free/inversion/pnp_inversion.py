@@ -64,9 +64,9 @@ class PnPInversion(PromptToPrompt):
     made zero; the noises differ as much as guidance makes them.
 
     Cost: 4 N evaluations, N up and 3 N down. The official code takes 9 N: it measures the offsets of both prompts in a
-    guided walk of its own (4 N), and guides the source row as it does the target. Since the row is put back anyway, w = 1 gives
-    the same latents and the same attention maps for one evaluation less a step; `source_guidance_scale=7.5` has it
-    guided.
+    guided walk of its own (4 N), and guides the source row as it does the target. Since the row is put back anyway,
+    w = 1 gives the same latents and the same attention maps for one evaluation less a step;
+    `source_guidance_scale=7.5` has it guided.
     """
 
     card: ClassVar[Card] = Card(
