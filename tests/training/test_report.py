@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -17,6 +18,12 @@ from editbook.pocket import Scene, Thing, bench, sample_held_out
 from editbook.pocket.distribution import is_held_out
 from editbook.training import report as module
 from editbook.training.report import Figure, agreement, redrawn, report, samples, scenes, sizes, speed
+
+
+@pytest.fixture
+def one_thread(monkeypatch):
+    """A second thread on a busy machine waits more than it works, and no time is tested."""
+    monkeypatch.setattr(module, "_two_threads", nullcontext)
 
 
 def perfect(scene: Scene) -> Reading:
@@ -81,7 +88,7 @@ def test_pictures_do_not_depend_on_the_batch(pocket_model):
         assert np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 2
 
 
-def test_every_part_runs_and_is_written_as_it_goes(pocket_model, tmp_path, monkeypatch):
+def test_every_part_runs_and_is_written_as_it_goes(pocket_model, one_thread, tmp_path, monkeypatch):
     """With an untrained reader: what is tested is the report, not the weights."""
     torch.manual_seed(0)
     monkeypatch.setattr(module, "load_reader", lambda: Reader(ReaderNetwork()))
@@ -108,7 +115,7 @@ def test_what_ships_is_counted_and_nothing_that_lies_beside_it(pocket_model, tmp
     assert unet.value == (SHIPPED / "pocket/unet/diffusion_pytorch_model.safetensors").stat().st_size / 2**20
 
 
-def test_a_model_without_a_folder_has_no_files_but_a_speed(random_model):
+def test_a_model_without_a_folder_has_no_files_but_a_speed(random_model, one_thread):
     assert sizes(random_model) == []
     (figure,) = speed(random_model)
     assert (figure.what, figure.bar) == ("50 steps of a batch of 4, seconds on two CPU threads", 2.5)
@@ -137,7 +144,7 @@ def test_by_default_every_object_change_is_edited(random_model, tmp_path, monkey
     assert counts[0] >= len(bench().of_type("change object")) == 80
 
 
-def test_a_kill_loses_one_part_only(pocket_model, tmp_path, monkeypatch):
+def test_a_kill_loses_one_part_only(pocket_model, one_thread, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
