@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -200,14 +202,16 @@ def test_bad_options_raise(random_model, picture, options, message):
 
 
 def test_masks_find_the_object_and_keep_the_rest(pocket_model):
-    """Both masks overlap the exact one far better than chance, and what lies outside changes less than without."""
+    """Both masks overlap the exact one far better than chance; what lies outside changes less than without, and far
+    less than under plain sampling with edit-friendly maps.
+    """
     from editbook.metrics import psnr
 
-    outside = {"intersect": [], "none": []}
+    outside = {"intersect": [], "none": [], "plain": []}
     for name, words in (("cat-to-fox", "fox"), ("golden-car", "golden car"), ("red-to-blue-bus", "blue bus")):
         task = editbook.pocket.task(name)
         exact = (latent_mask(task.mask, pocket_model.random_latent(0)) > 0.5).float()
-        for kind in outside:
+        for kind in ("intersect", "none"):
             method = LEDITSPP(steps=15, threshold=1 - float(exact.mean()), words=words, masks=kind)
             edit = editbook.edit(pocket_model, task.source_image, method, target=task.target_prompt)
             outside[kind].append(psnr(edit.image, task.truth, 1 - task.mask))
@@ -219,33 +223,99 @@ def test_masks_find_the_object_and_keep_the_rest(pocket_model):
         for part in ("attention", "guidance"):
             iou = [float((made[part] * exact).sum() / ((made[part] + exact) > 0).sum()) for made in guidance.masks]
             assert sum(iou) / len(iou) > 0.4
+        plain = editbook.edit(
+            pocket_model,
+            task.source_image,
+            "edit-friendly-ddpm",
+            source=task.source_prompt,
+            target=task.target_prompt,
+            steps=15,
+            guidance_scale=5.0,
+            skip=0.15,
+        )
+        outside["plain"].append(psnr(plain.image, task.truth, 1 - task.mask))
     assert sum(outside["intersect"]) > sum(outside["none"]) + 3
+    assert sum(outside["intersect"]) > sum(outside["plain"]) + 6
 
 
-def test_the_pipeline_of_diffusers_does_not_bring_the_picture_back(pocket_model, pipeline_around):
-    """Its last step ends at sigma 0, where no noise can be extracted, and begins far above timestep 1."""
+@pytest.fixture
+def ledits_pipeline(pocket_model, pipeline_around):
+    """Builds diffusers' pipeline on the shipped weights; whatever it does to the U-Net's attention is undone."""
     from diffusers import DPMSolverMultistepScheduler, LEditsPPPipelineStableDiffusion
 
-    model, task = pocket_model, editbook.pocket.task("cat-to-fox")
-    scheduler = DPMSolverMultistepScheduler.from_config(
-        model.scheduler.config, algorithm_type="sde-dpmsolver++", solver_order=2
+    before = dict(pocket_model.unet.attn_processors)
+
+    def build(scheduler=None):
+        solver = DPMSolverMultistepScheduler.from_config(
+            pocket_model.scheduler.config, algorithm_type="sde-dpmsolver++", solver_order=2
+        )
+        return pipeline_around(LEditsPPPipelineStableDiffusion, pocket_model, scheduler or solver)
+
+    yield build
+    pocket_model.unet.set_attn_processor(before)
+
+
+@pytest.mark.parametrize("kind", ["attention", "guidance", "intersect"])
+def test_masks_and_directions_are_those_of_diffusers(pocket_model, ledits_pipeline, monkeypatch, kind):
+    """M1, M2, their product and the sum of two edits, in one step from the same latent, at its 4 x 4 maps.
+
+    Its M1 sums the attention of the prompt's own tokens only if the tokenizer's `length` leaves out the padding, which
+    that of transformers 5 does not: here it is told how many there are.
+    """
+    model, pipeline = pocket_model, ledits_pipeline()
+    task = editbook.pocket.task("cat-to-fox")
+    z = 0.6 * model.encode(task.source_image) + 0.8 * model.random_latent(3)
+    edits = [EditPrompt(task.target_prompt, 4.0, 0.6), EditPrompt("a castle at night", 3.0, 0.5, reverse=True)]
+    encode = pipeline.encode_prompt
+    own = [len(model.tokenizer(edit.prompt).input_ids) - 2 for edit in edits]
+    monkeypatch.setattr(pipeline, "encode_prompt", lambda **options: (*encode(**options)[:2], own))
+    pipeline.scheduler.set_timesteps(20)
+    pipeline.eta, pipeline.batch_size, pipeline.init_latents = 1.0, 1, z
+    pipeline.inversion_steps, pipeline.zs = torch.tensor([500]), torch.zeros(1, *z.shape)
+    pipeline(
+        editing_prompt=[edit.prompt for edit in edits],
+        edit_guidance_scale=[edit.scale for edit in edits],
+        edit_threshold=[edit.threshold for edit in edits],
+        reverse_editing_direction=[edit.reverse for edit in edits],
+        use_cross_attn_mask=kind == "attention",
+        use_intersect_mask=kind == "intersect",
+        output_type="latent",
     )
-    pipeline = pipeline_around(LEditsPPPipelineStableDiffusion, model, scheduler)
-    before = dict(model.unet.attn_processors)
-    try:
-        pipeline.invert(task.source_image, num_inversion_steps=10, generator=torch.Generator().manual_seed(0))
-        theirs = pipeline(
-            editing_prompt=["a fox"],
-            edit_guidance_scale=0.0,
-            use_cross_attn_mask=False,
-            use_intersect_mask=False,
-            output_type="latent",
-        ).images
-    finally:
-        model.unet.set_attn_processor(before)
+    guidance = EditGuidance(model, edits, masks=kind, side=4)
+    with torch.no_grad():
+        direction = guidance(model, z, 500, 0) - model.noise(z, 500, model.embed(""))
+    assert torch.equal(pipeline.activation_mask[0][:, 0, :1], guidance.masks[0]["used"])
+    torch.testing.assert_close(pipeline.sem_guidance[0], direction, rtol=0, atol=1e-4)
+    assert direction.abs().max() > 1
+
+
+def test_the_pipeline_of_diffusers_does_not_bring_the_picture_back(pocket_model, ledits_pipeline):
+    """Its last step ends at sigma 0, where no noise can be extracted, and begins far above timestep 1."""
+    model, task = pocket_model, editbook.pocket.task("cat-to-fox")
+    pipeline = ledits_pipeline()
+    pipeline.invert(task.source_image, num_inversion_steps=20, generator=torch.Generator().manual_seed(0))
+    theirs = pipeline(
+        editing_prompt=["a fox"],
+        edit_guidance_scale=0.0,
+        use_cross_attn_mask=False,
+        use_intersect_mask=False,
+        output_type="latent",
+    ).images
     z_0 = model.encode(task.source_image)
     assert not pipeline.zs[-1].any()
-    assert int(pipeline.inversion_steps[-1]) > 40
-    inversion = make_inverter("ledits-pp", {})(model, z_0, "", Schedule(model.scheduler, 10))
+    assert (int(pipeline.inversion_steps[0]), int(pipeline.inversion_steps[-1])) == (821, 42)
+    inversion = make_inverter("ledits-pp", {})(model, z_0, "", Schedule(model.scheduler, 20))
+    assert (inversion.timesteps[0], inversion.timesteps[-1]) == (849, 1)
     ours = reconstruct(model, inversion)
     assert (ours - z_0).abs().max() < 1e-3 < 0.05 < (theirs - z_0).abs().max()
+
+
+def test_with_a_ddim_scheduler_the_pipeline_of_diffusers_stops(pocket_model, ledits_pipeline):
+    """Its documentation allows one; diffusers 0.42 then indexes with a float."""
+    import diffusers
+
+    if not diffusers.__version__.startswith("0.42."):
+        pytest.skip("what the page says holds for diffusers 0.42")
+    pipeline = ledits_pipeline(copy.deepcopy(pocket_model.scheduler))
+    with pytest.raises(IndexError):
+        pipeline.invert(editbook.pocket.task("cat-to-fox").source_image, num_inversion_steps=4)
