@@ -125,7 +125,9 @@ def test_bad_options_raise(random_model, picture, options, message):
 def test_half_precision_is_refused(random_model, picture, monkeypatch):
     monkeypatch.setattr(type(random_model), "dtype", torch.float16, raising=False)
     with pytest.raises(EditbookError, match="float32"):
-        make_inverter("kv-inversion", {})(random_model, None, SOURCE, Schedule(random_model.scheduler, 2))
+        make_inverter("kv-inversion", {})(
+            random_model, random_model.random_latent(0), SOURCE, Schedule(random_model.scheduler, 2)
+        )
 
 
 def test_cost_is_what_the_docstring_says(random_model, picture):
