@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -294,17 +295,22 @@ def _weight_bytes(folder: Path) -> int:
 
 
 def speed(model: Model) -> list[Figure]:
-    """Seconds of 50 steps for a batch of 4, after a step to warm up; the bar is for two threads of a CPU."""
+    """Seconds of 50 steps for a batch of 4, after a step to warm up; the bar is for two threads of a CPU.
+
+    The fastest of three runs counts: whatever else the machine does can only add to them.
+    """
     noise, path = model.random_latent(0, 4), Schedule(model.scheduler, 50).sampling()
     guidance = guided(model, [scene.caption() for scene in scenes(4)], 1.0)
     on_cpu = model.device.type == "cpu"
+    seconds = math.inf
     with _two_threads():
         follow(model, noise, path[:1], guidance)
-        _synchronise(model.device)
-        start = time.perf_counter()
-        follow(model, noise, path, guidance)
-        _synchronise(model.device)
-        seconds = time.perf_counter() - start
+        for _ in range(3):
+            _synchronise(model.device)
+            start = time.perf_counter()
+            follow(model, noise, path, guidance)
+            _synchronise(model.device)
+            seconds = min(seconds, time.perf_counter() - start)
     place = "two CPU threads" if on_cpu else model.device.type
     return [Figure(f"50 steps of a batch of 4, seconds on {place}", seconds, 2.5 if on_cpu else None, at_most=True)]
 
