@@ -8,14 +8,16 @@ import functools
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from . import __version__
-from .errors import EditbookError
+from .errors import EditbookError, unknown
+
+_Known = TypeVar("_Known")
 
 
 def _say_errors(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,7 +126,6 @@ def edit(
     folder = writable_folder(output)
 
     from . import editing, masks, methods
-    from .errors import unknown
     from .model import load
 
     if method not in methods.REGISTRY:
@@ -228,6 +229,14 @@ def bench_group() -> None:
     """Compare methods on PocketBench."""
 
 
+def _chosen(what: str, known: Mapping[str, _Known], only: tuple[str, ...]) -> dict[str, _Known]:
+    """What --only names; everything, if it names nothing."""
+    for name in only:
+        if name not in known:
+            raise unknown(what, name, known)
+    return {name: known[name] for name in only or known}
+
+
 @bench_group.command("run")
 @click.argument("comparison")
 @click.option("--only", multiple=True, help="An entry of the comparison; repeatable. All by default.")
@@ -253,21 +262,17 @@ def bench_run(
     from tqdm import tqdm
 
     from .bench import drawn_tasks, suite, sweep
-    from .errors import unknown
     from .model import load
 
-    entries = {entry.name: entry for entry in suite(comparison)}
-    for name in only:
-        if name not in entries:
-            raise unknown(f"entry of {comparison}", name, entries)
+    entries = _chosen(f"entry of {comparison}", {entry.name: entry for entry in suite(comparison)}, only)
     if threads:
         import torch
 
         torch.set_num_threads(threads)
-    for name in only or entries:
-        model = load(entries[name].model or model_name, device=device)
+    for name, entry in entries.items():
+        model = load(entry.model or model_name, device=device)
         bar = functools.partial(tqdm, desc=name, unit="edit")
-        sweep(model, entries[name], drawn_tasks(each, model.image_size), output, progress=bar)
+        sweep(model, entry, drawn_tasks(each, model.image_size), output, progress=bar)
 
 
 @bench_group.command("masks")
@@ -281,18 +286,13 @@ def bench_masks(only: tuple[str, ...], each: int, device: str, output: Path) -> 
     from tqdm import tqdm
 
     from .bench import drawn_tasks
-    from .errors import unknown
     from .mask_bench import MASK_SUITE, sweep_masks
     from .model import load
 
-    entries = {entry.name: entry for entry in MASK_SUITE}
-    for name in only:
-        if name not in entries:
-            raise unknown("source of masks", name, entries)
-    for name in only or entries:
-        model = load(entries[name].model, device=device)
+    for name, entry in _chosen("source of masks", {entry.name: entry for entry in MASK_SUITE}, only).items():
+        model = load(entry.model, device=device)
         bar = functools.partial(tqdm, desc=name, unit="mask")
-        sweep_masks(model, entries[name], drawn_tasks(each, model.image_size), output, progress=bar)
+        sweep_masks(model, entry, drawn_tasks(each, model.image_size), output, progress=bar)
 
 
 @bench_group.command("pairs")
@@ -306,17 +306,14 @@ def bench_pairs(only: tuple[str, ...], each: int, device: str, output: Path) -> 
     from tqdm import tqdm
 
     from .bench import drawn_tasks
-    from .errors import unknown
     from .model import load
     from .pairs import PAIR_EDITORS, sweep_pairs
 
-    for name in only:
-        if name not in PAIR_EDITORS:
-            raise unknown("editor", name, PAIR_EDITORS)
+    editors = _chosen("editor", PAIR_EDITORS, only)
     model = load("pocket", device=device)
-    for name in only or PAIR_EDITORS:
+    for name, editor in editors.items():
         bar = functools.partial(tqdm, desc=name, unit="pair")
-        sweep_pairs(model, PAIR_EDITORS[name], drawn_tasks(each, model.image_size), output, progress=bar)
+        sweep_pairs(model, editor, drawn_tasks(each, model.image_size), output, progress=bar)
 
 
 @bench_group.command("table")

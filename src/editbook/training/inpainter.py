@@ -18,7 +18,7 @@ from ..perception.reader import ReaderNetwork, load_reader
 from ..pocket import Scene, sample, sample_held_out
 from ..pocket.edits import Change, remove_object
 from .loop import Plan, Recipe, compiled, train
-from .start import record_of, summed
+from .start import network_to_train, summed
 from .stream import SceneStream
 
 _SHARES = {"removal": 0.4, "other silhouette": 0.2, "box": 0.15, "stroke": 0.25}
@@ -178,13 +178,8 @@ def measure_inpainter(network: PocketLaMa, count: int = 256, dilate: int = 1) ->
 def train_inpainter(plan: Plan, *, batch_size: int = 32, fourier: bool = True) -> dict[str, Any]:
     """Train the pocket inpainter; saves `run/inpainter`."""
     torch.manual_seed(11)
-    network = PocketLaMa(fourier=fourier)
-    start = plan.run / "reader_start"  # `start.adopt` calls the start so for every network that is one file
-    if start.is_dir():
-        network = load_network(start)
-        network.train().requires_grad_(True)
+    network, before = network_to_train(plan.run, PocketLaMa(fourier=fourier), load_network)
     reader = load_reader().network.to(plan.device)
-    before = record_of(start)
     # Other scenes than those that the former run saw.
     stream = RemovalStream(10 + before["samples"], batch_size, reuse=8, pool=2048, workers=plan.workers)
 

@@ -18,7 +18,7 @@ from ..pocket.sprites import sprite
 from ..pocket.styles import COLOURLESS
 from .clip import spoil
 from .loop import Plan, Recipe, compiled, train
-from .start import record_of, summed
+from .start import network_to_train, summed
 from .stream import SceneStream
 
 _IGNORED = -100  # what torch's cross-entropy passes over
@@ -139,12 +139,7 @@ def measure_reader(network: ReaderNetwork, count: int = 1024) -> dict[str, float
 def train_reader(plan: Plan, *, batch_size: int = 64) -> dict[str, Any]:
     """Train the reader; saves `run/reader`. A third of the pictures is blurred and noisy, as a model's may be."""
     torch.manual_seed(7)
-    network = ReaderNetwork()
-    start = plan.run / "reader_start"
-    if start.is_dir():  # a former reader to go on from, see `start.adopt`
-        network = load_reader(start).network
-        network.train().requires_grad_(True)
-    before = record_of(start)
+    network, before = network_to_train(plan.run, ReaderNetwork(), lambda start: load_reader(start).network)
     # Other scenes than those that the former run saw.
     stream = LabelledStream(8 + before["samples"], batch_size, reuse=4, pool=4096, workers=plan.workers)
 

@@ -36,7 +36,7 @@ from ..pocket.styles import COLOURLESS
 from .clip import spoil
 from .loop import Plan, Recipe, compiled, train
 from .reader import lesson
-from .start import record_of, summed
+from .start import network_to_train, summed
 from .stream import SceneStream
 
 LOOKS: tuple[str | None, ...] = (None, *COLOURS, *MATERIALS)
@@ -361,13 +361,9 @@ def _marks(
 def train_segmenter(plan: Plan, *, batch_size: int = 64) -> dict[str, Any]:
     """Train the pocket segmenter; saves `run/segmenter`."""
     torch.manual_seed(9)
-    network = SegmenterNetwork()
-    network.centre.copy_(names().flatten(0, 1).mean(0))
-    start = plan.run / "reader_start"  # `start.adopt` calls the start so for every network that is one file
-    if start.is_dir():
-        network = load_network(start)
-        network.train().requires_grad_(True)
-    before = record_of(start)
+    new = SegmenterNetwork()
+    new.centre.copy_(names().flatten(0, 1).mean(0))
+    network, before = network_to_train(plan.run, new, load_network)
     # Other scenes than those that the former run saw.
     stream = PartStream(9 + before["samples"], batch_size, reuse=8, pool=1024, workers=plan.workers)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from torch import nn
 
 from ..errors import EditbookError
 from ..model import SHIPPED
@@ -17,6 +20,7 @@ _STARTS = {
 }
 """Weights of what is no whole model, with the folder of a run that they go to and the recipes that begin there."""
 _FROM_MODELS = ("vae", "decoder", "clip", "unet", "instruct-pix2pix", "pixel")
+_Network = TypeVar("_Network", bound=nn.Module)
 PARTS = ("vae", "clip", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -85,6 +89,19 @@ def record_of(start: Path | None) -> dict[str, Any]:
         return {"samples": 0, "seconds": 0.0}
     record: dict[str, Any] = json.loads((start / "record.json").read_text())
     return record
+
+
+def network_to_train(run: Path, new: _Network, load: Callable[[Path], _Network]) -> tuple[_Network, dict[str, Any]]:
+    """The network of one file that a recipe trains, and what is recorded of it: the one adopted, or else the new one.
+
+    Args:
+        run: The run's folder.
+        new: Where the recipe begins if nothing was adopted.
+        load: Reads what was, from its folder.
+    """
+    start = run / "reader_start"  # `adopt` calls the start so for every network that is one file
+    network = load(start).train().requires_grad_(True) if start.is_dir() else new
+    return network, record_of(start)
 
 
 def summed(record: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
