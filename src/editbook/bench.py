@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import resource
 import statistics
 import sys
@@ -23,7 +24,7 @@ from .metrics import Reader, edit_success, load_reader, psnr
 from .model import Model
 from .pocket import OBJECTS, TYPES, bench
 from .pocket.benchmark import BenchTask
-from .records import RECORDS, RecordFile, load_pictures, load_records
+from .records import RECORDS, Cost, RecordFile, load_costs, load_pictures, load_records
 from .result import Edit
 
 
@@ -134,6 +135,10 @@ def measure(made: Edit, task: BenchTask, reading: Any) -> dict[str, Any]:
 
 def peak_memory() -> float:
     """The most memory that this process has had so far, in MiB."""
+    status = Path("/proc/self/status")
+    # Linux's getrusage also counts what the parent had when it started this process.
+    if status.is_file() and (found := re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)):
+        return int(found[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
@@ -289,8 +294,14 @@ def summary(name: str, records: Sequence[Mapping[str, Any]]) -> Row:
     )
 
 
-def table(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """The summaries as a Markdown table, the best success first."""
+def table(records: Mapping[str, Sequence[Mapping[str, Any]]], costs: Mapping[str, Cost] | None = None) -> str:
+    """The summaries as a Markdown table, the best success first.
+
+    Args:
+        records: By the entry's name.
+        costs: Seconds and memory of each entry, from `load_costs`; None takes those of the records, which one
+            long process made.
+    """
     rows = sorted((summary(name, found) for name, found in records.items()), key=lambda row: -row.success)
     lines = [
         "| | edits | reconstruction, dB | gap | outside, dB | inside, dB | changed | kept | both | NFE | s | MiB |",
@@ -307,10 +318,12 @@ def table(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             )
         )
         edits = f"{row.count} ({row.refused} refused)" if row.refused else row.count
+        cost = row if costs is None else costs.get(row.name)
+        spent = "– | –" if cost is None else f"{cost.seconds:.1f} | {cost.memory:.0f}"
         lines.append(
             f"| {row.name} | {edits} | {back} | {gap} | {outside} | {inside} "
             f"| {row.changed:.0%} | {row.kept:.0%} | {row.success:.0%} "
-            f"| {row.nfe:.0f} | {row.seconds:.1f} | {row.memory:.0f} |"
+            f"| {row.nfe:.0f} | {spent} |"
         )
     return "\n".join(lines)
 
@@ -437,11 +450,13 @@ __all__ = [
     "RECORDS",
     "SUITES",
     "SURVEY_TYPES",
+    "Cost",
     "Entry",
     "Row",
     "attempt",
     "drawn_tasks",
     "filled",
+    "load_costs",
     "load_pictures",
     "load_records",
     "measure",

@@ -295,25 +295,51 @@ def bench_masks(only: tuple[str, ...], each: int, device: str, output: Path) -> 
         sweep_masks(model, entry, drawn_tasks(each, model.image_size), output, progress=bar)
 
 
+@bench_group.command("time")
+@click.argument("comparison")
+@click.option("--only", multiple=True, help="An entry of the comparison; repeatable. All by default.")
+@click.option("--tasks", "count", default=3, show_default=True, type=click.IntRange(1, 10), help="Edits of each entry.")
+@click.option("--model", "model_name", default="pocket", show_default=True, help='"pocket", a folder, or a hub id.')
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="CPU threads.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("records"), show_default=True)
+@_say_errors
+def bench_time(
+    comparison: str, only: tuple[str, ...], count: int, model_name: str, device: str, threads: int, output: Path
+) -> None:
+    """Measure seconds and memory of an edit, each entry of a comparison in a process of its own, on an idle machine."""
+    from .bench import drawn_tasks, suite
+    from .costs import measure_cost
+    from .files import writable_folder
+    from .records import save_costs
+
+    writable_folder(output)
+    for name, entry in _chosen(
+        f"entry of {comparison}", {entry.name: entry for entry in suite(comparison)}, only
+    ).items():
+        cost = measure_cost(entry, drawn_tasks(1)[:count], model=model_name, device=device, threads=threads)
+        save_costs(output, {name: cost})
+        click.echo(f"{name:34} {cost.seconds:8.2f} s {cost.memory:7.0f} MiB")
+
+
 @bench_group.command("pairs")
 @click.option("--only", multiple=True, help="An editor; repeatable. All by default.")
-@click.option("--each", default=1, show_default=True, type=click.IntRange(1), help="Tasks of each of the ten types.")
+@click.option("--task", "names", multiple=True, help="A task of PocketBench; repeatable. The book's own by default.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("records/pairs"), show_default=True)
 @_say_errors
-def bench_pairs(only: tuple[str, ...], each: int, device: str, output: Path) -> None:
+def bench_pairs(only: tuple[str, ...], names: tuple[str, ...], device: str, output: Path) -> None:
     """Run every inversion under every editor; the same command goes on where it was stopped."""
     from tqdm import tqdm
 
-    from .bench import drawn_tasks
     from .model import load
-    from .pairs import PAIR_EDITORS, sweep_pairs
+    from .pairs import PAIR_EDITORS, PAIR_TASK, sweep_pairs
 
     editors = _chosen("editor", PAIR_EDITORS, only)
     model = load("pocket", device=device)
     for name, editor in editors.items():
         bar = functools.partial(tqdm, desc=name, unit="pair")
-        sweep_pairs(model, editor, drawn_tasks(each, model.image_size), output, progress=bar)
+        sweep_pairs(model, editor, names or (PAIR_TASK,), output, progress=bar)
 
 
 @bench_group.command("table")

@@ -125,8 +125,14 @@ def _library(package: Path, code: str) -> list[Path]:
     A method is named by its module or its id; `edit` takes Prompt-to-Prompt where none is named. Code that speaks of
     the registry as a whole depends on every method.
     """
-    kinds = {".py", ".csv", ".webp"} | ({".jsonl"} if "load_records" in code else set())
-    files = [path for path in sorted(package.rglob("*")) if path.suffix in kinds]
+    records = {".jsonl": "load_records", ".json": "load_costs"}
+
+    def read(path: Path) -> bool:
+        if path.is_relative_to(package / "records"):  # only what the code reads, by the comparison's name
+            return records.get(path.suffix, "\0") in code and f'"{path.parent.name}"' in code
+        return path.suffix in {".py", ".csv", ".webp"}
+
+    files = [path for path in sorted(package.rglob("*")) if path.is_file() and read(path)]
     files = [path for path in files if path.relative_to(package).parts[0] not in _APART]
     methods = {
         path.stem: path

@@ -42,6 +42,9 @@ PAIR_EDITORS: dict[str, Entry] = {
 }
 """One of each kind of editor that takes any inversion; methods that differ in their defaults only are left out."""
 
+PAIR_TASK = "722000000000"
+"""The task of PocketBench on which the book shows all pairs."""
+
 FEW_UPDATES: dict[str, dict[str, Any]] = {
     "null-text-inversion": {"inner_steps": 3},
     "dynamic-prompt-learning": {"inner_steps": 3, "noun_steps": 2},

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from .errors import EditbookError
+from .files import save_json, writable_folder
 from .images import read_image
 
 
@@ -57,6 +59,8 @@ def _read(path: Path, head: Mapping[str, Any] | None = None) -> list[dict[str, A
     return records
 
 
+_COSTS = "costs.json"
+
 RECORDS = Path(__file__).parent / "records"
 """Records that ship with the library: a folder for each comparison of the book."""
 
@@ -88,3 +92,46 @@ def load_pictures(folder: str | Path) -> dict[str, dict[str, Image.Image]]:
     for path in sorted((shipped if shipped.is_dir() else Path(folder)).glob("*/*.png")):
         found.setdefault(path.parent.name, {})[path.stem] = read_image(path)
     return found
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an edit of one entry costs.
+
+    Args:
+        seconds: The median over the edits.
+        memory: The most memory that the process had, model and Python included, in MiB. On a GPU that is the memory of
+            the host.
+        edits: How many edits were made.
+    """
+
+    seconds: float
+    memory: float
+    edits: int
+
+
+def save_costs(folder: Path, costs: Mapping[str, Cost]) -> None:
+    """Write costs beside a comparison's records; what the file says of other entries stays."""
+    known = load_costs(folder) if (folder / _COSTS).is_file() else {}
+    merged = {**known, **costs}
+    save_json({name: asdict(merged[name]) for name in sorted(merged)}, writable_folder(folder) / _COSTS)
+
+
+def load_costs(folder: str | Path) -> dict[str, Cost]:
+    """What each entry of a comparison costs.
+
+    Args:
+        folder: A folder that `save_costs` wrote to, or the name of a comparison whose records ship.
+
+    Raises:
+        EditbookError: There is no such file, or it is damaged.
+    """
+    shipped = RECORDS / folder
+    path = (shipped if shipped.is_dir() else Path(folder)) / _COSTS
+    if not path.is_file():
+        raise EditbookError(f"{folder} holds no costs: run `editbook bench time` first.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {name: Cost(**values) for name, values in found.items()}
+    except (ValueError, TypeError, AttributeError):
+        raise EditbookError(f"{path} is damaged: delete it, and run `editbook bench time` again.") from None

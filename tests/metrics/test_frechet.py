@@ -8,7 +8,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from editbook.errors import EditbookError
-from editbook.metrics import fid, frechet_distance, pocket_clip
+from editbook.metrics import fid, frechet_distance, moments, pocket_clip
 from editbook.pocket import sample
 
 RNG = np.random.default_rng(0)
@@ -121,3 +121,17 @@ def test_too_few_pictures_and_odd_shapes_are_refused():
         frechet_distance(MEAN_A, A, MEAN_B, B[:3])
     with pytest.raises(EditbookError, match="mean_b"):
         frechet_distance(MEAN_A, A, MEAN_B * np.nan, B)
+
+
+def test_the_moments_of_a_set_are_taken_once_and_belong_to_a_tower():
+    tower = pocket_clip()
+    one, other = ([sample(seed).image() for seed in seeds] for seeds in (range(8), range(8, 14)))
+    kept = moments(other, tower)
+    assert fid(one, kept, tower) == fid(one, other, tower)
+    assert fid(moments(one, tower), kept, tower).counts == (8, 6)
+    with pytest.raises(
+        EditbookError, match="reference holds moments of features of pocket-CLIP, and the tower is known"
+    ):
+        fid(grey(1, 2), kept, Known())
+    with pytest.raises(EditbookError, match="pictures must hold at least two"):
+        moments(one[:1], tower)

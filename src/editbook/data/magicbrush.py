@@ -27,7 +27,7 @@ from PIL import Image
 from ..errors import EditbookError
 from ..pocket import Benchmark, BenchTask, changed_words
 from ..pocket.benchmark import Entry
-from .record import UNSPECIFIED, Record, Stored, check_id, read_json
+from .record import UNSPECIFIED, Record, Stored, read_json
 
 SESSIONS = "edit_sessions.json"
 CAPTIONS = "global_descriptions.json"
@@ -70,8 +70,7 @@ def _turns(root: Path) -> list[Entry]:
     entries = []
     for session, turns in read_json(root / SESSIONS, dict).items():
         whole = Record(root / SESSIONS, session, {"turns": turns})
-        with whole.named():
-            check_id(session)
+        whole.check_id(session)
         if not whole.get("turns", list):
             raise whole.error("it has no turns.")
         for number, values in enumerate(turns, start=1):
@@ -117,8 +116,7 @@ def _rows(shards: Sequence[Path]) -> list[Entry]:
                 place = Record(shard, f"group {group}, row {row}", values)
                 session, turn = place.get("img_id", str), place.get("turn_index", int)
                 record = Record(shard, f"{session}-{turn}", values)
-                with place.named():
-                    check_id(session)
+                place.check_id(session)
                 if record.name in entries:
                     raise place.error(f"turn {turn} of {session!r} stands there twice; keep one of them.")
                 before = "input" if turn == 1 else f"output{turn - 1}"  # as the zip file calls the same picture

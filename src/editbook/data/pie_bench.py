@@ -64,8 +64,7 @@ def pie_bench(folder: str | Path, *, border: bool = True, exact: bool = True) ->
     entries = []
     for id, values in mapping.items():
         record = Record(root / MAPPING, id, values)
-        with record.named():
-            check_id(id)
+        record.check_id(id)
         facts = _facts(record)
         path = record.path(root / IMAGES, facts["image_path"])
         if extras is None:

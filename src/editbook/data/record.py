@@ -115,6 +115,11 @@ class Record:
         except EditbookError as error:
             raise self.error(error) from error
 
+    def check_id(self, id: str) -> None:
+        """As `check_id`, with the entry's name before the message."""
+        with self.named():
+            check_id(id)
+
     def get(self, key: str, kind: type) -> Any:
         """The value of a key.
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..pocket import Benchmark, BenchTask, changed_words
 from ..pocket.benchmark import Entry
-from .record import UNSPECIFIED, Record, check_id, read_json
+from .record import UNSPECIFIED, Record, read_json
 
 INPUTS = "input_list.json"
 
@@ -42,8 +42,7 @@ def tedbench(folder: str | Path) -> Benchmark:
         name, text = record.get("img_name", str), record.get("target_text", str)
         path = record.path(root / "originals", name)
         id = f"{name}-{text.removesuffix('.').replace(' ', '_')}"
-        with record.named():
-            check_id(id)
+        record.check_id(id)
         if id in entries:
             raise record.error(f"{text!r} is asked of {name} twice; keep one of them.")
         facts = {

@@ -153,6 +153,10 @@ class InvertingMethod(Method):
                 raise unknown(f"option of {cls.card.id}", given, {**cls.options(), **INVERSIONS[name].options()})
         return cls(**options)
 
+    def walk_length(self, model: Model) -> int:
+        """How many steps the way back has, of which an editor's fractions are: the inversion may skip some."""
+        return self.inverter.walk_length(Schedule(model.scheduler, self.steps))
+
     def invert(self, model: Model, request: Request, schedule: Schedule) -> Inversion:
         """The request's picture, inverted under its source prompt; or the seed's noise, where there is no picture.
 

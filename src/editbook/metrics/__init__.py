@@ -19,7 +19,7 @@ from .editval import (
     editval_report,
 )
 from .evaluate import Mean, mean_without_nan, pie_bench_scores, regions, truth_distances
-from .frechet import Fid, fid, frechet_distance
+from .frechet import Fid, Moments, fid, frechet_distance, moments
 from .hps import Hps, PocketPreference, preference_tower
 from .lpips import Lpips
 from .pixels import l1, mask_iou, mse, peak_inside, psnr
@@ -40,6 +40,7 @@ __all__ = [
     "Inception",
     "Lpips",
     "Mean",
+    "Moments",
     "OwlViT",
     "PocketPreference",
     "Reader",
@@ -64,6 +65,7 @@ __all__ = [
     "mask_iou",
     "mean_without_nan",
     "mirrored_ssim",
+    "moments",
     "mse",
     "peak_inside",
     "pie_bench_scores",

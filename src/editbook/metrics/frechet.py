@@ -70,27 +70,60 @@ class Fid:
         return min(self.counts) > self.features
 
 
-def fid(images: Iterable[Picture], reference: Iterable[Picture], tower: ImageTower) -> Fid:
+@dataclass(frozen=True)
+class Moments:
+    """All that the Frechet distance knows of a set of pictures.
+
+    Args:
+        mean: Of the features, (width,).
+        covariance: (width, width).
+        count: Pictures in the set.
+        tower: What the features come from.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    count: int
+    tower: str
+
+
+def moments(pictures: Iterable[Picture], tower: ImageTower, name: str = "pictures") -> Moments:
+    """What `fid` needs of a set: take it once for a set that several others are compared with.
+
+    Args:
+        pictures: At least two, in a list, a generator or an array (n, height, width, 3). Their sizes may differ: every
+            tower resizes them, and those of this package but `Inception` look at the middle square.
+        tower: Where features come from.
+        name: What errors call the set.
+
+    Raises:
+        EditbookError: As `fid`.
+    """
+    listed = picture_list(pictures, name)
+    if len(listed) < 2:
+        raise EditbookError(f"{name} must hold at least two pictures for FID, not {len(listed)}.")
+    features = torch.cat([tower.images(batch) for batch in image_batches(listed, name)]).double().cpu().numpy()
+    return Moments(features.mean(0), np.cov(features, rowvar=False), len(listed), tower.name)
+
+
+def fid(images: Iterable[Picture] | Moments, reference: Iterable[Picture] | Moments, tower: ImageTower) -> Fid:
     """How far the pictures of one set are from those of another, as sets.
 
     Args:
-        images: At least two pictures, in a list, a generator or an array (n, height, width, 3). Their sizes may differ:
-            every tower resizes them, and those of this package but `Inception` look at the middle square.
-        reference: At least two pictures; they need not belong to those of `images` one by one.
+        images: A set of pictures as `moments` takes it, or its moments.
+        reference: The same; they need not belong to those of `images` one by one.
         tower: Where features come from: `Inception` for published numbers, `pocket_clip()` in the pocket world.
 
     Raises:
-        EditbookError: Fewer than two pictures in a set, a single picture in place of a set, or a picture that cannot be
-            read; the message names it.
+        EditbookError: Fewer than two pictures in a set, a single picture in place of a set, a picture that cannot be
+            read (the message names it), or moments of another tower's features.
     """
-    counts, moments = [], []
-    for name, pictures in (("images", images), ("reference", reference)):
-        listed = picture_list(pictures, name)
-        if len(listed) < 2:
-            raise EditbookError(f"{name} must hold at least two pictures for FID, not {len(listed)}.")
-        features = torch.cat([tower.images(batch) for batch in image_batches(listed, name)]).double().cpu().numpy()
-        counts.append(len(listed))
-        moments.append((features.mean(0), np.cov(features, rowvar=False)))
-    (mean_a, cov_a), (mean_b, cov_b) = moments
-    value = frechet_distance(mean_a, cov_a, mean_b, cov_b)
-    return Fid(value, (counts[0], counts[1]), len(mean_a), tower.name)
+    a, b = (
+        given if isinstance(given, Moments) else moments(given, tower, name)
+        for name, given in (("images", images), ("reference", reference))
+    )
+    for name, given in (("images", a), ("reference", b)):
+        if given.tower != tower.name:
+            raise EditbookError(f"{name} holds moments of features of {given.tower}, and the tower is {tower.name}.")
+    value = frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
+    return Fid(value, (a.count, b.count), len(a.mean), tower.name)

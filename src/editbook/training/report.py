@@ -21,7 +21,7 @@ from ..files import writable_folder
 from ..images import save_json
 from ..inversion import ddim_inversion
 from ..methods.base import guided, reconstruct
-from ..metrics import fid, peak_inside, psnr, ssim
+from ..metrics import fid, moments, peak_inside, psnr, ssim
 from ..metrics.towers import pocket_clip
 from ..metrics.truth import edit_success
 from ..model import SHIPPED, Model
@@ -186,7 +186,8 @@ def drawing(model: Model, reader: Reader, count: int) -> list[Figure]:
     ]
     tower = pocket_clip()
     others = round_trips(model, [redrawn(scene, k).image(model.image_size) for k, scene in enumerate(shown)])
-    floor, perfect, distance = (fid(pictures, rendered, tower=tower).value for pictures in (returned, others, sampled))
+    exactly = moments(rendered, tower)
+    floor, perfect, distance = (fid(pictures, exactly, tower=tower).value for pictures in (returned, others, sampled))
     return [
         *figures,
         Figure("pocket-FID of the autoencoder's pictures", floor, count=count),

@@ -100,7 +100,7 @@ def test_the_negative_prompt_takes_its_share_of_the_empty_one(random_model64):
 
 def test_schedules_of_the_negative_prompt():
     def shares(schedule, alpha=1.0, steps=5):
-        return PlugAndPlay(steps=steps, negative_schedule=schedule, negative_alpha=alpha).shares()
+        return PlugAndPlay(negative_schedule=schedule, negative_alpha=alpha).shares(steps)
 
     assert shares("linear", 0.8) == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.0])
     assert shares("constant", 0.75) == [0.75] * 5

@@ -102,7 +102,7 @@ class MasaCtrl(InvertingMethod):
         foreground = self.foreground(model, prompts)
         mutual = MutualSelfAttention(
             finest_levels(model.unet, model.latent_shape[1], self.levels),
-            start=whole_steps(self.start, self.steps, nearest=True),
+            start=whole_steps(self.start, self.walk_length(model), nearest=True),
             inject=self.keys,
             inject_null=self.keys,
             foreground=foreground,

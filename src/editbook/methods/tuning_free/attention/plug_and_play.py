@@ -96,16 +96,17 @@ class PlugAndPlay(InvertingMethod):
     def control(self, model: Model) -> Attention:
         """Both injections, where `injection_place` says."""
         height, first = injection_place(model.unet, model.latent_shape[1:], self.resolution)
+        steps = self.walk_length(model)
         return Chain(
             [
-                InjectFeatures(height, stop=whole_steps(self.feature_steps, self.steps)),
-                InjectQueriesKeys(first=first, stop=whole_steps(self.attention_steps, self.steps)),
+                InjectFeatures(height, stop=whole_steps(self.feature_steps, steps)),
+                InjectQueriesKeys(first=first, stop=whole_steps(self.attention_steps, steps)),
             ]
         )
 
-    def shares(self) -> list[float]:
-        """The empty prompt's share a_i of each step, beside the negative prompt's."""
-        along = [i / max(self.steps - 1, 1) for i in range(self.steps)]
+    def shares(self, steps: int) -> list[float]:
+        """The empty prompt's share a_i of each of the steps walked, beside the negative prompt's."""
+        along = [i / max(steps - 1, 1) for i in range(steps)]
         curve = {"linear": lambda x: 1 - x, "constant": lambda x: 1.0, "exponential": lambda x: math.exp(-6 * x)}
         return [self.negative_alpha * curve[self.negative_schedule](x) for x in along]
 
@@ -116,7 +117,8 @@ class PlugAndPlay(InvertingMethod):
         if not self.negative_prompt:
             return empty
         away = replace(free, null=model.embed(self.negative_prompt))
-        return NegativeGuidance(empty, away.guidance(model, prompts, self.guidance_scale, scale), self.shares())
+        negative = away.guidance(model, prompts, self.guidance_scale, scale)
+        return NegativeGuidance(empty, negative, self.shares(len(inversion.moves)))
 
     def __call__(self, model: Model, request: Request) -> Edit:
         """Sample the target beside the source, which stays on the inversion's path."""

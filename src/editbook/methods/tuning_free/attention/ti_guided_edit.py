@@ -141,7 +141,9 @@ class TIGuidedEdit(InvertingMethod):
         structure, appearance = (1, 0) if self.effective_mode == "non-rigid" else (0, 1)
         height, first = injection_place(model.unet, model.latent_shape[1:], self.resolution)
         return [
-            InjectFeatures(height, stop=whole_steps(self.feature_steps, self.steps), row=structure, into=2),
+            InjectFeatures(
+                height, stop=whole_steps(self.feature_steps, self.walk_length(model)), row=structure, into=2
+            ),
             IntegratedAttention(
                 finest_levels(model.unet, model.latent_shape[1], self.levels),
                 first,
@@ -170,7 +172,7 @@ class TIGuidedEdit(InvertingMethod):
         if by_image:
             blends.append(AdaIN(2, 1, (self.adain_start, self.adain_stop), rows.masks))
         elif self.keep != "none" and rows.masks is not None:
-            blends.append(KeepPart(self.keep, whole_steps(0.8, self.steps), rows.masks))
+            blends.append(KeepPart(self.keep, whole_steps(0.8, len(inversion.moves)), rows.masks))
         if request.mask is not None:
             blends.append(PasteSourceRow(request.mask))
         z_0 = sample_back(

@@ -206,7 +206,7 @@ class ProxEdit(PromptToPrompt):
         prompts = [request.source, request.target]
         model.embed(prompts)  # before the inversion: prompts that cannot be used should cost no walk
         schedule = Schedule(model.scheduler, self.steps)
-        total = self.inverter.walk_length(schedule)
+        total = self.walk_length(model)
         if self.mutual_start > total:
             raise EditbookError(f"mutual_start must be at most the {total} steps of the walk, got {self.mutual_start}.")
         inversion = self.invert(model, request, schedule)

@@ -207,7 +207,7 @@ class PFBDiff(InvertingMethod):
             raise EditbookError(f"strength {self.strength} of {self.steps} steps leaves no step to take; raise either.")
         prompts = [request.source, request.target]
         model.embed(prompts)  # before the inversion: prompts that cannot be used should cost no walk
-        skipped = self.steps - schedule.steps
+        skipped = self.steps - self.inverter.walk_length(schedule)
         features, latents = (
             max(round(self.setting(name) * self.steps) - skipped, 0) for name in ("feature_blend", "latent_blend")
         )
