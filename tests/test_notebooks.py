@@ -91,6 +91,30 @@ def test_only_the_methods_that_it_uses_make_it_stale(checkout):
     assert counts("other")
 
 
+def test_only_the_records_that_it_reads_make_it_stale(checkout):
+    files = ("mine/a.jsonl", "mine/costs.json", "mine/a/picture.png", "other/a.jsonl")
+    paths = {name: checkout / "src" / "editbook" / "records" / name for name in files}
+    for file in paths.values():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("1")
+
+    def counting(*codes):
+        path = write(checkout, [cell(code) for code in codes])
+        found = set()
+        for name, file in paths.items():
+            before = notebooks.fingerprint(checkout, path)
+            file.write_text("2")
+            if notebooks.fingerprint(checkout, path) != before:
+                found.add(name)
+            file.write_text("1")
+        return found
+
+    assert counting("print(1)", 'print("mine", "a")') == set()
+    assert counting('load_records("mine")') == {"mine/a.jsonl"}
+    assert counting('table(load_records("mine"), load_costs("mine"))') == {"mine/a.jsonl", "mine/costs.json"}
+    assert counting('load_pictures("mine")["a"]') == {"mine/a/picture.png"}
+
+
 def test_parameters_go_to_another_folder(checkout):
     path = checkout / "notebooks" / "a.ipynb"
     before = path.read_text()

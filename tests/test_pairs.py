@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+from click.testing import CliRunner
 
 from editbook.bench import Entry, drawn_tasks
+from editbook.cli import main
 from editbook.errors import EditbookError
 from editbook.inversion import INVERSIONS
 from editbook.methods import REGISTRY
 from editbook.methods.base import InvertingMethod
-from editbook.pairs import FEW_UPDATES, PAIR_EDITORS, sweep_pairs
+from editbook.pairs import FEW_UPDATES, PAIR_EDITORS, PAIR_TASK, sweep_pairs
 from editbook.records import load_pictures, load_records
 
 QUICK = Entry("quick", "disentanglement-diffusion", {"steps": 2, "guidance_scale": 2.0, "epochs": 0})
@@ -59,3 +61,14 @@ def test_editors_take_any_inversion_and_settings_are_options_that_exist():
             options = {**entry.options, "inversion": inversion, **FEW_UPDATES.get(inversion, {})}
             assert REGISTRY[entry.method].configured(**options).inversion == inversion
         json.dumps(dict(entry.options))
+
+
+def test_the_book_s_table_is_of_its_task_and_another_one_has_to_exist(tmp_path):
+    for editor, found in load_records("pairs").items():
+        assert editor in PAIR_EDITORS
+        assert [record["task"] for record in found] == [f"{PAIR_TASK} {record['inversion']}" for record in found]
+        assert {record["inversion"] for record in found} == set(INVERSIONS)
+    command = ["bench", "pairs", "--only", "no control", "--task", "nowhere", "-o", str(tmp_path)]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2
+    assert "'nowhere'" in result.output

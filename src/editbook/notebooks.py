@@ -125,14 +125,15 @@ def _library(package: Path, code: str) -> list[Path]:
     A method is named by its module or its id; `edit` takes Prompt-to-Prompt where none is named. Code that speaks of
     the registry as a whole depends on every method.
     """
-    records = {".jsonl": "load_records", ".json": "load_costs"}
+    readers = {".jsonl": "load_records", ".json": "load_costs", ".png": "load_pictures"}
 
-    def read(path: Path) -> bool:
-        if path.is_relative_to(package / "records"):  # only what the code reads, by the comparison's name
-            return records.get(path.suffix, "\0") in code and f'"{path.parent.name}"' in code
+    def matters(path: Path) -> bool:
+        folder, *inner = path.relative_to(package).parts
+        if folder == "records":  # only what the code reads, of the comparisons that it names
+            return path.suffix in readers and readers[path.suffix] in code and f'"{inner[0]}"' in code
         return path.suffix in {".py", ".csv", ".webp"}
 
-    files = [path for path in sorted(package.rglob("*")) if path.is_file() and read(path)]
+    files = [path for path in sorted(package.rglob("*")) if matters(path)]
     files = [path for path in files if path.relative_to(package).parts[0] not in _APART]
     methods = {
         path.stem: path

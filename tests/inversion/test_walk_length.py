@@ -39,6 +39,7 @@ def test_a_negative_prompt_fades_over_the_steps_that_are_walked(random_model):
     row = (fading - plain) / 2
     assert row == int(row)
     assert row > 0
+    assert row == 4  # of one step: both rows, with and without their prompts
 
 
 @pytest.mark.parametrize("name", ["masactrl", "plug-and-play", "ti-guided-edit", "pfb-diff"])
