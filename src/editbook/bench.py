@@ -20,7 +20,7 @@ from .errors import EditbookError, unknown
 from .files import writable_folder
 from .images import save_image
 from .methods import REGISTRY, Method
-from .metrics import Reader, edit_success, load_reader, psnr
+from .metrics import Reader, edit_success, load_reader, psnr, truth_psnr
 from .model import Model
 from .pocket import OBJECTS, TYPES, bench
 from .pocket.benchmark import BenchTask
@@ -108,23 +108,17 @@ def measure(made: Edit, task: BenchTask, reading: Any) -> dict[str, Any]:
         what was asked for happened and whether the rest stayed; the root mean square of Eq. 9's left side at the end;
         NFE and seconds. What the method does not have is None.
     """
-    verdict = edit_success(reading, task)
-    inside = np.asarray(task.mask, np.float64)
 
-    def decibels(a: Any, b: Any, mask: np.ndarray | None = None) -> float | None:
-        if mask is not None and not mask.any():
-            return None
-        return round(min(psnr(a, b, mask), 99.0), 2)
+    def decibels(value: float) -> float | None:
+        return None if math.isnan(value) else round(min(value, 99.0), 2)
 
-    back = made.reconstruction
+    verdict, near, back = edit_success(reading, task), truth_psnr(made.image, task), made.reconstruction
     gap = None
     if made.inversion is not None and made.inversion.sampled is not None:
         gap = round(float(made.inversion.gap().norms()[0][-1]), 5)
     return {
-        "reconstruction": None if back is None else decibels(back, task.source_image),
-        "whole": decibels(made.image, task.truth),
-        "inside": decibels(made.image, task.truth, inside),
-        "outside": decibels(made.image, task.truth, 1 - inside),
+        "reconstruction": None if back is None else decibels(psnr(back, task.source_image)),
+        **{region: decibels(value) for region, value in near._asdict().items()},
         "changed": verdict.changed,
         "kept": verdict.kept,
         "gap": gap,
@@ -191,13 +185,31 @@ def sweep(
     return [file.known[name] for name in names]
 
 
+def make_edit(
+    model: Model, method: Method, task: BenchTask, *, mask: Callable[[BenchTask], Any], seed: int = 0
+) -> Edit:
+    """An edit of a task as comparisons make it.
+
+    Args:
+        model: The model.
+        method: What edits.
+        task: Of PocketBench.
+        mask: What the method is given as a mask for the task, e.g. `Entry.mask_for`.
+        seed: Of all random draws.
+
+    Raises:
+        EditbookError: The method refuses the task, or the mask needs a word that the task does not have.
+    """
+    texts: dict[str, Any] = texts_for(method, task)
+    return edit(model, task.source_image, method, **texts, seed=seed, mask=mask(task))
+
+
 def attempt(
     model: Model, method: Method, task: BenchTask, reader: Reader, *, mask: Callable[[BenchTask], Any], seed: int
 ) -> tuple[dict[str, Any], Image.Image | None]:
     """One edit of a sweep: what is kept of it, and the picture; or the reason why the method refused, and None."""
-    texts: dict[str, Any] = texts_for(method, task)
     try:
-        made = edit(model, task.source_image, method, **texts, seed=seed, mask=mask(task))
+        made = make_edit(model, method, task, mask=mask, seed=seed)
     except EditbookError as error:
         return {"refused": str(error)}, None
     return {**measure(made, task, reader([made.image])[0]), "memory": round(peak_memory())}, made.image
@@ -459,6 +471,7 @@ __all__ = [
     "load_costs",
     "load_pictures",
     "load_records",
+    "make_edit",
     "measure",
     "measured_ticks",
     "not_refused",

@@ -10,10 +10,8 @@ import statistics
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import Any
 
-from .bench import Entry, peak_memory, texts_for
-from .editing import edit
+from .bench import Entry, make_edit, peak_memory
 from .errors import EditbookError
 from .methods import REGISTRY
 from .model import load
@@ -51,14 +49,10 @@ def _measure(entry: Entry, names: Sequence[str], name: str, device: str, threads
     seconds = []
     refused = None
     for task in map(tasks.task, names):
-        texts: dict[str, Any] = texts_for(method, task)
         try:
-            mask = entry.mask_for(task)
-            made = edit(model, task.source_image, method, **texts, seed=seed, mask=mask)
+            seconds.append(make_edit(model, method, task, mask=entry.mask_for, seed=seed).seconds)
         except EditbookError as error:
             refused = error
-        else:
-            seconds.append(made.seconds)
     if not seconds:
         raise EditbookError(f"{entry.name} made no edit of these {len(names)} tasks: {refused}")
     return Cost(round(statistics.median(seconds), 2), round(peak_memory()), len(seconds))

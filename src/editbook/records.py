@@ -59,10 +59,14 @@ def _read(path: Path, head: Mapping[str, Any] | None = None) -> list[dict[str, A
     return records
 
 
-_COSTS = "costs.json"
-
 RECORDS = Path(__file__).parent / "records"
 """Records that ship with the library: a folder for each comparison of the book."""
+
+
+def _folder(name: str | Path) -> Path:
+    """Where a comparison's records lie, by the name of one that ships or by the folder."""
+    shipped = RECORDS / name
+    return shipped if shipped.is_dir() else Path(name)
 
 
 def load_records(folder: str | Path) -> dict[str, list[dict[str, Any]]]:
@@ -74,8 +78,7 @@ def load_records(folder: str | Path) -> dict[str, list[dict[str, Any]]]:
     Raises:
         EditbookError: There are none, or a file is damaged.
     """
-    shipped = RECORDS / folder
-    files = sorted((shipped if shipped.is_dir() else Path(folder)).glob("*.jsonl"))
+    files = sorted(_folder(folder).glob("*.jsonl"))
     if not files:
         raise EditbookError(f"{folder} holds no records: run `editbook bench run` first.")
     return {path.stem: _read(path) for path in files}
@@ -87,11 +90,13 @@ def load_pictures(folder: str | Path) -> dict[str, dict[str, Image.Image]]:
     Args:
         folder: As for `load_records`.
     """
-    shipped = RECORDS / folder
     found: dict[str, dict[str, Image.Image]] = {}
-    for path in sorted((shipped if shipped.is_dir() else Path(folder)).glob("*/*.png")):
+    for path in sorted(_folder(folder).glob("*/*.png")):
         found.setdefault(path.parent.name, {})[path.stem] = read_image(path)
     return found
+
+
+_COSTS = "costs.json"
 
 
 @dataclass(frozen=True)
@@ -126,8 +131,7 @@ def load_costs(folder: str | Path) -> dict[str, Cost]:
     Raises:
         EditbookError: There is no such file, or it is damaged.
     """
-    shipped = RECORDS / folder
-    path = (shipped if shipped.is_dir() else Path(folder)) / _COSTS
+    path = _folder(folder) / _COSTS
     if not path.is_file():
         raise EditbookError(f"{folder} holds no costs: run `editbook bench time` first.")
     try:

@@ -27,6 +27,7 @@ from editbook.metrics import (
     ssim,
     structure_distance,
     truth_distances,
+    truth_psnr,
 )
 from editbook.pocket import BenchTask, task
 
@@ -70,6 +71,17 @@ def test_the_truth_is_at_no_distance_from_itself():
     assert copied["MSE"]["inside"] > 10 * copied["MSE"]["outside"]
     with pytest.raises(EditbookError, match="exact answer"):
         truth_distances(TASK.truth, replace(TASK, truth=None))
+
+
+def test_psnr_to_the_truth_says_what_was_gained_and_what_was_lost():
+    copied = truth_psnr(TASK.source_image, TASK)
+    assert copied._asdict() == truth_distances(TASK.source_image, TASK)["PSNR"]
+    assert copied.outside == psnr(TASK.source_image, TASK.truth, 1 - TASK.mask) > copied.whole > copied.inside
+    assert str(copied) == f"outside the mask {copied.outside:.0f} dB, inside {copied.inside:.0f} dB"
+    assert set(truth_psnr(TASK.truth, TASK)) == {math.inf}
+    assert math.isnan(truth_psnr(TASK.source_image, replace(TASK, mask=np.ones((64, 64)))).outside)
+    with pytest.raises(EditbookError, match="exact answer"):
+        truth_psnr(TASK.truth, replace(TASK, truth=None))
 
 
 def script(edited, source, mask):

@@ -18,7 +18,7 @@ from .editval import (
     editval_reading,
     editval_report,
 )
-from .evaluate import Mean, mean_without_nan, pie_bench_scores, regions, truth_distances
+from .evaluate import Mean, TruthPsnr, mean_without_nan, pie_bench_scores, regions, truth_distances, truth_psnr
 from .frechet import Fid, Moments, fid, frechet_distance, moments
 from .hps import Hps, PocketPreference, preference_tower
 from .lpips import Lpips
@@ -47,6 +47,7 @@ __all__ = [
     "ReaderDetector",
     "Score",
     "Success",
+    "TruthPsnr",
     "Verdict",
     "clip_image_similarity",
     "clip_score",
@@ -77,4 +78,5 @@ __all__ = [
     "structure_distance",
     "structure_tower",
     "truth_distances",
+    "truth_psnr",
 ]

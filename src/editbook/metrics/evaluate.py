@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -80,11 +80,38 @@ def truth_distances(edited: Any, task: EditTask) -> dict[str, dict[str, float]]:
     Raises:
         EditbookError: Nobody knows the exact answer of this task (real data); `edited` has another size.
     """
-    if task.truth is None:
-        raise EditbookError("This task has no exact answer: use a task from pocket.task or pocket.bench.")
-    a, b = pair(edited, task.truth, ("edited", "task.truth"))
+    a, b = _beside_truth(edited, task)
     metrics: dict[str, PixelMetric] = {"MSE": mse, "PSNR": psnr, "SSIM": ssim}
     return {name: regions(metric, a, b, task.mask) for name, metric in metrics.items()}
+
+
+class TruthPsnr(NamedTuple):
+    """PSNR to the exact answer in dB, infinite for equal pictures, NaN where a region is empty.
+
+    As text it is what the book's pages print: "outside the mask 27 dB, inside 21 dB".
+    """
+
+    whole: float
+    inside: float
+    outside: float
+
+    def __str__(self) -> str:
+        return f"outside the mask {self.outside:.0f} dB, inside {self.inside:.0f} dB"
+
+
+def truth_psnr(edited: Any, task: EditTask) -> TruthPsnr:
+    """PSNR of an edited picture to the exact answer: outside the mask what was lost, inside it what was gained.
+
+    Raises:
+        EditbookError: As `truth_distances`.
+    """
+    return TruthPsnr(**regions(psnr, *_beside_truth(edited, task), task.mask))
+
+
+def _beside_truth(edited: Any, task: EditTask) -> tuple[np.ndarray, np.ndarray]:
+    if task.truth is None:
+        raise EditbookError("This task has no exact answer: use a task from pocket.task or pocket.bench.")
+    return pair(edited, task.truth, ("edited", "task.truth"))
 
 
 def pie_bench_scores(

@@ -71,12 +71,19 @@ class Direct(Inverter):
             with torch.no_grad():
                 last = model.noise(inversion.z_T, inversion.moves[0].t, model.embed(""))
             remembered = [last, *remembered[:-1]]
-        inversion.guide = lambda guidance: _Injected(guidance, inversion.noises, remembered[:steps], self.injection)
+        inversion.guide = lambda guidance: Injected(guidance, inversion.noises, remembered[:steps], self.injection)
         return inversion
 
 
-class _Injected:
-    """Guidance drawn to remembered noises: row 0 replays its own, the others take a share while there are any."""
+class Injected:
+    """Guidance drawn to remembered noises: row 0 replays its own, the others take a share while there are any.
+
+    Args:
+        guidance: Of all rows.
+        replayed: e_inv of each step, in sampling order: row 0's estimates.
+        remembered: e_inv of the steps in which the other rows are drawn to it, the first ones.
+        share: lambda, how far they are drawn.
+    """
 
     def __init__(
         self, guidance: Guidance, replayed: Sequence[torch.Tensor], remembered: Sequence[torch.Tensor], share: float

@@ -104,7 +104,7 @@ class DisentanglementDiffusion(InvertingMethod):
     def __call__(self, model: Model, request: Request) -> Edit:
         """Sample the neutral picture, learn the weights, sample with them."""
         schedule = Schedule(model.scheduler, self.steps)
-        total = self.walk_length(model)
+        total = self.inverter.walk_length(schedule)
         if self.weights is not None and len(self.weights) != total:
             raise EditbookError(f"weights must hold {total} numbers, one for each step, not {len(self.weights)}.")
         model.embed([request.source, request.target])  # prompts that cannot be used should cost no walk

@@ -114,15 +114,20 @@ class Proximal(NegativePrompt):
                 "proxedit thresholds the guidance direction, and guidance_scale=1 has none; 7.5 is usual."
             )
         inversion = super().__call__(model, z_0, prompt, schedule, guidance_scale=guidance_scale, callbacks=callbacks)
-        guidance = _ProximalGuidance(self, inversion.latents[1:])
+        guidance = ProximalGuidance(self, inversion.latents[1:])
         inversion.direction = guidance.direction
         if self.pull != "none":
             inversion.blend = guidance.blend
         return inversion
 
 
-class _ProximalGuidance:
-    """One way back: `direction` leaves the region that it kept for the `blend` of the same step."""
+class ProximalGuidance:
+    """One way back: `direction` leaves the region that it kept for the `blend` of the same step.
+
+    Args:
+        options: Of the inversion: threshold, region and pull.
+        path: The inversion's latents in sampling order, from the first step's end on.
+    """
 
     def __init__(self, options: Proximal, path: list[torch.Tensor]) -> None:
         self.options, self.path = options, path
@@ -206,7 +211,7 @@ class ProxEdit(PromptToPrompt):
         prompts = [request.source, request.target]
         model.embed(prompts)  # before the inversion: prompts that cannot be used should cost no walk
         schedule = Schedule(model.scheduler, self.steps)
-        total = self.walk_length(model)
+        total = self.inverter.walk_length(schedule)
         if self.mutual_start > total:
             raise EditbookError(f"mutual_start must be at most the {total} steps of the walk, got {self.mutual_start}.")
         inversion = self.invert(model, request, schedule)
