@@ -83,11 +83,15 @@ def test_heat_takes_a_map_with_or_without_a_picture(picture):
 def test_both_sides_of_equation_9_are_drawn():
     terms = torch.ones(5, 1, 4, 4, 4)
     gap = Gap(terms.cumsum(0), terms.cumsum(0), terms, torch.zeros_like(terms), [900, 700, 500, 300, 100])
-    axis = plot.eq9({"w = 1": gap, "w = 7.5": gap}).axes[0]
-    assert len(axis.lines) == 4
+    figure = plot.eq9({"w = 1": gap, "w = 7.5": gap})
+    axis = figure.axes[0]
+    drawn = [line for line in axis.lines if len(line.get_xdata())]
+    assert len(drawn) == 4
     assert axis.xaxis_inverted()
-    np.testing.assert_allclose(axis.lines[0].get_ydata(), axis.lines[1].get_ydata())
-    np.testing.assert_allclose(axis.lines[0].get_ydata(), [1, 2, 3, 4, 5])
+    np.testing.assert_allclose(drawn[0].get_ydata(), drawn[1].get_ydata())
+    np.testing.assert_allclose(drawn[0].get_ydata(), [1, 2, 3, 4, 5])
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["w = 1", "w = 7.5", "left side", "right side"]
 
 
 def test_curves_are_named_only_if_there_are_several():
@@ -96,6 +100,16 @@ def test_curves_are_named_only_if_there_are_several():
     assert one.get_legend() is None
     assert [text.get_text() for text in two.get_legend().get_texts()] == ["a", "b"]
     assert two.get_xscale() == two.get_yscale() == "log"
+
+
+def test_a_short_logarithmic_axis_says_more_than_its_powers_of_ten():
+    short = plot.curves([1, 2], {"a": [0.04, 0.6]}, "x", "y", logarithmic=True)
+    long = plot.curves([1, 2], {"a": [1e-6, 1]}, "x", "y", logarithmic=True)
+    for figure, expected in ((short, {0.05, 0.1, 0.2, 0.5}), (long, {1e-6, 1e-4, 1e-2, 1})):
+        figure.canvas.draw()
+        ticks = {float(f"{tick:.1g}") for tick in figure.axes[0].get_yticks()}
+        assert expected <= ticks
+    assert 0.2 not in {float(f"{tick:.1g}") for tick in long.axes[0].get_yticks()}
 
 
 def test_a_matrix_has_its_names_on_both_axes():

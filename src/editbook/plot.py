@@ -216,11 +216,14 @@ def eq9(gaps: dict[str, Gap]) -> Figure:
     figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
     for k, (name, gap) in enumerate(gaps.items()):
         left, right = gap.norms()
-        axis.plot(gap.timesteps, left, "-", color=f"C{k}", linewidth=3, alpha=0.4, label=f"{name}: left side")
-        axis.plot(gap.timesteps, right, "--", color=f"C{k}", linewidth=1.5, label=f"{name}: right side")
+        axis.plot(gap.timesteps, left, "-", color=f"C{k}", linewidth=3, alpha=0.4, label=name)
+        axis.plot(gap.timesteps, right, "--", color=f"C{k}", linewidth=1.5)
+    axis.plot([], [], "-", color="grey", linewidth=3, alpha=0.4, label="left side")
+    axis.plot([], [], "--", color="grey", linewidth=1.5, label="right side")
     axis.invert_xaxis()
     axis.set(xlabel="timestep t (sampling runs to the right)", ylabel="RMS of (z − z*) / √ᾱ")
-    axis.legend(fontsize=8)
+    # Above, since curves may be anywhere; three to a line, since names are long.
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     return _done(figure)
 
 
@@ -240,6 +243,10 @@ def curves(
     if logarithmic:
         axis.set(xscale="log", yscale="log")
         axis.set_xticks(list(x), [f"{value:g}" for value in x])
+        low, high = axis.get_ylim()
+        if high < 100 * low:  # powers of ten alone would be two labels
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.grid(alpha=0.3)
