@@ -94,6 +94,15 @@ def test_both_sides_of_equation_9_are_drawn():
     assert names == ["w = 1", "w = 7.5", "left side", "right side"]
 
 
+def test_whole_numbers_get_whole_ticks():
+    def ticks(x):
+        return plot.curves(x, {"a": [float(value) for value in x]}, "step", "y").axes[0].get_xticks()
+
+    assert all(tick == int(tick) for tick in ticks(range(11)))
+    assert all(tick == int(tick) for tick in ticks(np.arange(3)))
+    assert any(tick != int(tick) for tick in ticks([0.0, 0.5, 1.0]))
+
+
 def test_curves_are_named_only_if_there_are_several():
     one = plot.curves([1, 2], {"a": [1, 2]}, "x", "y").axes[0]
     two = plot.curves([1, 2], {"a": [1, 2], "b": [2, 4]}, "x", "y", logarithmic=True).axes[0]

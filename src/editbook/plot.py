@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 from PIL import Image
 
@@ -214,12 +214,15 @@ def correspondences(
 def eq9(gaps: dict[str, Gap]) -> Figure:
     """Both sides of the survey's Eq. 9 (corrected), root mean square over the latent, against the timestep."""
     figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    # The right side lies on the left one wherever the identity holds: dashes on a broad pale line show both.
+    left_style: dict[str, Any] = {"linestyle": "-", "linewidth": 3, "alpha": 0.4}
+    right_style: dict[str, Any] = {"linestyle": "--", "linewidth": 1.5}
     for k, (name, gap) in enumerate(gaps.items()):
         left, right = gap.norms()
-        axis.plot(gap.timesteps, left, "-", color=f"C{k}", linewidth=3, alpha=0.4, label=name)
-        axis.plot(gap.timesteps, right, "--", color=f"C{k}", linewidth=1.5)
-    axis.plot([], [], "-", color="grey", linewidth=3, alpha=0.4, label="left side")
-    axis.plot([], [], "--", color="grey", linewidth=1.5, label="right side")
+        axis.plot(gap.timesteps, left, color=f"C{k}", label=name, **left_style)
+        axis.plot(gap.timesteps, right, color=f"C{k}", **right_style)
+    axis.plot([], [], color="grey", label="left side", **left_style)
+    axis.plot([], [], color="grey", label="right side", **right_style)
     axis.invert_xaxis()
     axis.set(xlabel="timestep t (sampling runs to the right)", ylabel="RMS of (z − z*) / √ᾱ")
     # Above, since curves may be anywhere; three to a line, since names are long.
@@ -248,6 +251,8 @@ def curves(
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
+    elif np.issubdtype(np.asarray(x).dtype, np.integer):
+        axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))  # no step 2.5
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.grid(alpha=0.3)
     if len(lines) > 1:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn import functional
@@ -121,30 +122,40 @@ def sites(unet: Any, latent_size: tuple[int, int]) -> dict[str, Site]:
 
     diffusers registers down, up, mid; the numbers here follow execution instead.
     """
-    levels = len(unet.config.block_out_channels)
-    order = {"down": 0, "mid": 1, "up": 2}
-
-    def place(name: str) -> tuple[str, int]:
-        parts = name.split(".")
-        side = parts[0].removesuffix("_blocks").removesuffix("_block")
-        if side not in order:
-            raise EditbookError(f"The attention layer {name!r} is not of a Stable-Diffusion-shaped U-Net.")
-        block = int(parts[1]) if side != "mid" else levels - 1
-        return side, block if side != "up" else levels - 1 - block
-
-    def key(name: str) -> tuple[int, list[int]]:
-        return order[place(name)[0]], [int(part) for part in name.split(".") if part.isdigit()]
-
     found: dict[str, Site] = {}
     blocks: dict[str, int] = {}
-    for name in sorted(unet.attn_processors, key=key):
-        side, depth = place(name)
+    for name, side, depth in _layers(unet):
         # Odd sizes round up where a stride-2 convolution halves them.
         height, width = (-(-length // 2**depth) for length in latent_size)
         transformer, _, layer = name.removesuffix(".processor").rpartition(".")
         index = blocks.setdefault(transformer, len(blocks))
         found[name] = Site("self" if layer == "attn1" else "cross", side, height, index, height, width)
     return found
+
+
+# Some methods attach a control in each step, and a walk over all modules takes a fiftieth of a small U-Net's step.
+_KNOWN: WeakKeyDictionary[Any, list[tuple[str, str, int]]] = WeakKeyDictionary()
+
+
+def _layers(unet: Any) -> list[tuple[str, str, int]]:
+    """Each attention layer's name, side, and how often the latent was halved there; in the order of execution."""
+    if unet not in _KNOWN:
+        levels = len(unet.config.block_out_channels)
+        order = {"down": 0, "mid": 1, "up": 2}
+
+        def place(name: str) -> tuple[str, int]:
+            parts = name.split(".")
+            side = parts[0].removesuffix("_blocks").removesuffix("_block")
+            if side not in order:
+                raise EditbookError(f"The attention layer {name!r} is not of a Stable-Diffusion-shaped U-Net.")
+            block = int(parts[1]) if side != "mid" else levels - 1
+            return side, block if side != "up" else levels - 1 - block
+
+        def key(name: str) -> tuple[int, list[int]]:
+            return order[place(name)[0]], [int(part) for part in name.split(".") if part.isdigit()]
+
+        _KNOWN[unet] = [(name, *place(name)) for name in sorted(unet.attn_processors, key=key)]
+    return _KNOWN[unet]
 
 
 class Watcher:
@@ -331,10 +342,12 @@ class _Controlled:
 
     def _conditional(self, whole: torch.Tensor, parts: Sequence[Callable[[torch.Tensor, Site], torch.Tensor]]) -> Any:
         """What the parts make, in order, of the conditional rows, behind the other rows."""
-        edited = whole[-self.rows :]
+        given = edited = whole[-self.rows :]
         for part in parts:
             edited = part(edited, self.site)
-        if edited.shape != whole[-self.rows :].shape:
+        if edited is given:  # they only looked
+            return whole
+        if edited.shape != given.shape:
             raise EditbookError(f"A control changed the shape of attention at {self.site} to {tuple(edited.shape)}.")
         return torch.cat([whole[: -self.rows], edited.to(whole)])
 

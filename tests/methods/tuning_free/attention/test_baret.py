@@ -15,7 +15,7 @@ from editbook.errors import EditbookError
 from editbook.inversion import ddim_inversion, make_inverter
 from editbook.methods.base import reconstruct
 from editbook.methods.tuning_free.attention.baret import BalancedAttention, Transition
-from editbook.metrics import psnr
+from editbook.metrics import truth_psnr
 from editbook.model import Model
 from editbook.sampling import ClassifierFreeGuidance, Schedule, follow
 
@@ -198,8 +198,8 @@ def test_effects_on_the_trained_model(pocket_model):
             method = editbook.methods["baret"].configured(steps=15, guidance_scale=3.0, **taus)
             method.invert = lambda *_, tuned=tuned: tuned
             edits.append(editbook.edit(model, task.source_image, method, target=task.target_prompt))
-        outside.append([psnr(edit.image, task.truth, 1 - task.mask) for edit in edits])
-        inside.append([psnr(image, task.truth, task.mask) for image in (task.source_image, edits[1].image)])
+        outside.append([truth_psnr(edit.image, task).outside for edit in edits])
+        inside.append([truth_psnr(image, task).inside for image in (task.source_image, edits[1].image)])
     plain, tuned = np.mean(errors, 0)
     assert tuned < plain / 3
     assert np.diff(np.mean(outside, 0)) > 1

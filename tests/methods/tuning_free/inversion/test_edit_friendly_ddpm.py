@@ -133,7 +133,7 @@ def test_fresh_noise_in_place_of_the_maps_loses_the_picture(pocket_model):
 
 def test_what_skip_and_independence_are_for(pocket_model):
     """More of the picture outside the mask stays with a larger skip, and with independent noise."""
-    from editbook.metrics import psnr
+    from editbook.metrics import truth_psnr
 
     tasks = [editbook.pocket.task(name) for name in ("cat-to-fox", "red-to-blue-bus", "jumping-dog")]
     outside = {}
@@ -155,6 +155,6 @@ def test_what_skip_and_independence_are_for(pocket_model):
             )
             for task in tasks
         ]
-        outside[name] = sum(psnr(e.image, t.truth, 1 - t.mask) for e, t in zip(edits, tasks, strict=True)) / 3
+        outside[name] = sum(truth_psnr(e.image, t).outside for e, t in zip(edits, tasks, strict=True)) / 3
     assert outside["late"] > outside["early"] + 1
     assert outside["late"] > outside["chained"] + 0.5

@@ -11,7 +11,7 @@ from editbook.inversion import ddim_inversion
 from editbook.inversion.text_optimisation import fit_embedding
 from editbook.methods.base import guided, reconstruct
 from editbook.methods.tuning_free.inversion.latent_inversion_timestep_aware import Switch
-from editbook.metrics import load_reader, mask_iou, psnr
+from editbook.metrics import load_reader, mask_iou, truth_psnr
 from editbook.sampling import ClassifierFreeGuidance, Schedule, Trajectory, follow
 
 ID = "latent-inversion-timestep-aware"
@@ -166,7 +166,7 @@ def test_what_its_two_knobs_trade(pocket_model):
             )
             for task in tasks
         ]
-        outside[name] = sum(psnr(e.image, t.truth, 1 - t.mask) for e, t in zip(edits, tasks, strict=True)) / len(tasks)
+        outside[name] = sum(truth_psnr(e.image, t).outside for e, t in zip(edits, tasks, strict=True)) / len(tasks)
         found = [reading.objects[0].mask for reading in reader([edit.image for edit in edits])]
         overlap[name] = sum(mask_iou(m, t.target_scene.masks()[0]) for m, t in zip(found, tasks, strict=True))
     assert outside["late"] > outside["early"] + 0.5
