@@ -43,8 +43,8 @@ def edit(
 
     Args:
         model: From `editbook.load`.
-        image: The picture, an array (uint8 or [0, 1]), or a file; None generates the source from seed and prompt, where
-            the method can.
+        image: The picture, an array (uint8 or [0, 1]), or a file, scaled to the model's size; of one that is not square
+            the middle is kept, with a warning. None generates the source from seed and prompt, where the method can.
         method: An id of `editbook.methods`, or a configured method.
         source: Prompt that describes the picture as it is; methods whose card asks for one raise without it.
         target: Prompt that describes it after the edit; the same holds.

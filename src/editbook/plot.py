@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 from PIL import Image
 
@@ -252,7 +252,7 @@ def curves(
             axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
     elif np.issubdtype(np.asarray(x).dtype, np.integer):
-        axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))  # no step 2.5
+        axis.locator_params(axis="x", integer=True)  # no step 2.5
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.grid(alpha=0.3)
     if len(lines) > 1:

@@ -139,22 +139,23 @@ _KNOWN: WeakKeyDictionary[Any, list[tuple[str, str, int]]] = WeakKeyDictionary()
 
 def _layers(unet: Any) -> list[tuple[str, str, int]]:
     """Each attention layer's name, side, and how often the latent was halved there; in the order of execution."""
-    if unet not in _KNOWN:
-        levels = len(unet.config.block_out_channels)
-        order = {"down": 0, "mid": 1, "up": 2}
+    if unet in _KNOWN:
+        return _KNOWN[unet]
+    levels = len(unet.config.block_out_channels)
+    order = {"down": 0, "mid": 1, "up": 2}
 
-        def place(name: str) -> tuple[str, int]:
-            parts = name.split(".")
-            side = parts[0].removesuffix("_blocks").removesuffix("_block")
-            if side not in order:
-                raise EditbookError(f"The attention layer {name!r} is not of a Stable-Diffusion-shaped U-Net.")
-            block = int(parts[1]) if side != "mid" else levels - 1
-            return side, block if side != "up" else levels - 1 - block
+    def place(name: str) -> tuple[str, int]:
+        parts = name.split(".")
+        side = parts[0].removesuffix("_blocks").removesuffix("_block")
+        if side not in order:
+            raise EditbookError(f"The attention layer {name!r} is not of a Stable-Diffusion-shaped U-Net.")
+        block = int(parts[1]) if side != "mid" else levels - 1
+        return side, block if side != "up" else levels - 1 - block
 
-        def key(name: str) -> tuple[int, list[int]]:
-            return order[place(name)[0]], [int(part) for part in name.split(".") if part.isdigit()]
+    def key(name: str) -> tuple[int, list[int]]:
+        return order[place(name)[0]], [int(part) for part in name.split(".") if part.isdigit()]
 
-        _KNOWN[unet] = [(name, *place(name)) for name in sorted(unet.attn_processors, key=key)]
+    _KNOWN[unet] = [(name, *place(name)) for name in sorted(unet.attn_processors, key=key)]
     return _KNOWN[unet]
 
 

@@ -8,7 +8,7 @@ import torch
 
 import editbook
 from editbook.errors import EditbookError
-from editbook.metrics import psnr
+from editbook.metrics import truth_psnr
 from editbook.pocket import bench
 
 SOURCE, TARGET = "a photo of a cat on the beach", "a photo of a fox on the beach"
@@ -167,7 +167,7 @@ def test_on_trained_weights_features_hold_the_background_and_the_object_changes(
             for task in tasks
         ]
         pairs = list(zip(edits, tasks, strict=True))
-        outside[name] = np.mean([psnr(image, task.truth, task.mask == 0) for image, task in pairs])
-        inside[name] = np.mean([psnr(image, task.truth, task.mask) for image, task in pairs])
+        outside[name] = np.mean([truth_psnr(image, task).outside for image, task in pairs])
+        inside[name] = np.mean([truth_psnr(image, task).inside for image, task in pairs])
     assert outside["none"] < outside["features"] < outside["both"] + 0.5
-    assert min(inside.values()) > np.mean([psnr(task.source_image, task.truth, task.mask) for task in tasks])
+    assert min(inside.values()) > np.mean([truth_psnr(task.source_image, task).inside for task in tasks])
